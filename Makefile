@@ -1,0 +1,47 @@
+# Two commands for a newcomer: `make run` and `make test`. Needs Python 3.11 or newer.
+PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$p; exit; }; done)
+BIN := .venv/bin
+ARGS ?=
+
+.PHONY: run test check format bench load clean
+
+run: .venv/installed
+	$(BIN)/fastgw demo $(ARGS)
+
+test: check
+	$(BIN)/python -m pytest $(ARGS)
+
+check: .venv/installed-test
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+format: .venv/installed-test
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: .venv/installed-test
+	$(BIN)/python -m bench.run $(ARGS)
+
+load: .venv/installed-bench
+	$(BIN)/locust -f bench/load/locustfile.py $(ARGS)
+
+.venv/bin/python:
+	@test -n "$(PYTHON)" || { echo "fastgw needs Python 3.11 or newer on PATH" >&2; exit 1; }
+	$(PYTHON) -m venv .venv
+
+.venv/installed: pyproject.toml | .venv/bin/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
+	touch $@
+
+.venv/installed-test: pyproject.toml | .venv/bin/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test]'
+	touch .venv/installed $@
+
+.venv/installed-bench: pyproject.toml | .venv/bin/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test,bench]'
+	touch .venv/installed .venv/installed-test $@
+
+clean:
+	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,5 @@
+"""`python -m fastgw`."""
+
+from fastgw.cli import main
+
+raise SystemExit(main())

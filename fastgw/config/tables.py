@@ -1,0 +1,276 @@
+"""One frozen dataclass for each table of config.toml; a setting is declared here and nowhere else.
+
+Each field carries its documentation and its kind; the reader, `fastgw check` and docs/settings.md
+follow from them. Values are held in base units: bytes, seconds, tokens. No field holds a virtual
+key's secret: the reader hashes it before it builds a `Key`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+KiB = 1024
+MiB = 1024 * KiB
+
+Kind = Literal[
+    "text", "secret", "number", "size", "duration", "flag", "list", "table", "address", "choice",
+    "window", "time", "url", "path",
+]  # fmt: skip
+"""How a TOML value is read. `size` takes 1024 or "1KiB"; `duration` takes 1.5 or "1500ms", "10s",
+"5m", "2h"; `list` takes a list of strings or one string; `table` a table of strings; `time` a TOML
+date-time or an RFC 3339 string; `choice` one of the words in the field's `choices`."""
+
+REQUIRED: Any = object()
+
+
+def setting(
+    default: Any, doc: str, kind: Kind = "text", choices: tuple[str, ...] = (), later: Any = ()
+) -> Any:
+    """Declare a field: its default (or REQUIRED), a line of documentation, its kind.
+
+    `later` lists choices that the contract names but this version does not serve: the reader
+    refuses them with a message that says so, instead of accepting them in silence.
+    """
+    metadata = {"doc": doc, "kind": kind, "choices": choices, "later": tuple(later)}
+    if default is REQUIRED:
+        return field(metadata=metadata | {"required": True})
+    return field(default=default, metadata=metadata)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Server:
+    """The data port: where applications send their requests."""
+
+    listen: tuple[str, ...] = setting(
+        ("127.0.0.1:8080",), 'host:port, [::]:port or unix:/path; a list for several', "address"
+    )
+    workers: int = setting(1, "processes that serve the port; this version runs one", "number")
+    max_connections: int = setting(10_000, "client connections of a worker", "number")
+    max_request_line: int = setting(16 * KiB, "request line; past it 414", "size")
+    max_head: int = setting(64 * KiB, "request line and headers together; past it 431", "size")
+    max_header_fields: int = setting(100, "header fields; past it 431", "number")
+    max_request_body: int = setting(32 * MiB, "request body; past it 413", "size")
+    buffer_size: int = setting(
+        256 * KiB, "bytes held for a slow reader, each way, before the sender is paused", "size"
+    )
+    header_timeout: float = setting(10.0, "time for a whole request head; then 408", "duration")
+    body_timeout: float = setting(30.0, "silence within a request body; then 408", "duration")
+    idle_timeout: float = setting(75.0, "silence between requests of a connection", "duration")
+    send_timeout: float = setting(
+        60.0, "a client that takes no byte of its answer for so long is cut off", "duration"
+    )
+    drain_timeout: float = setting(
+        30.0, "on SIGTERM: time for running exchanges to finish", "duration"
+    )
+    tls_cert: str = setting("", "PEM certificate chain; with tls_key the data port is TLS", "path")
+    tls_key: str = setting("", "PEM private key", "path")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Admin:
+    """The port of the operator: metrics, health, budgets. Never the data port."""
+
+    listen: str = setting("127.0.0.1:9090", 'host:port or unix:/path; "" turns it off', "address")
+    token: str = setting(
+        "", "needed for all but /metrics and /healthz; empty turns the rest off", "secret"
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Store:
+    """Where budgets are kept."""
+
+    url: str = setting(
+        "sqlite:fastgw.db", "sqlite:PATH, memory:, redis://host:port/db or rediss://", "url"
+    )
+    on_failure: str = setting(
+        "local",
+        "store away: local = go on with what is known, closed = 503, open = admit all",
+        "choice",
+        ("local", "closed", "open"),
+    )
+    prefix: str = setting("fastgw", "first part of every key in Redis")
+    timeout: float = setting(0.5, "hard deadline of one call to the store", "duration")
+    max_staleness: float = setting(
+        0.1, "an account known for longer than this is asked for again", "duration"
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Auth:
+    """How an application says which virtual key it has."""
+
+    mode: str = setting(
+        "strict",
+        "strict = a valid key or 401, optional = none passes and a wrong one is 401, "
+        "permissive = all pass",
+        "choice",
+        ("strict", "optional", "permissive"),
+    )
+    locations: tuple[str, ...] = setting(
+        ("header:authorization:Bearer", "header:x-api-key"),
+        "tried in order: header:NAME, header:NAME:SCHEME, query:NAME, cookie:NAME",
+        "list",
+    )
+    key_files: tuple[str, ...] = setting(
+        (), "more [[keys]]: file patterns, relative to this file", "list"
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Key:
+    """A virtual key. `digest` is the SHA-256 of its secret (32 bytes); the secret is not kept."""
+
+    name: str = setting(REQUIRED, "unique name, shown in logs and reports")
+    digest: bytes = setting(b"", "from `key`, `key_hash` or `key_file`", "secret")
+    previous_digest: bytes = setting(
+        b"", "from `previous_key_hash`: also valid, while a rotation is under way", "secret"
+    )
+    metadata: dict[str, str] = setting(
+        None, "facts that budgets and metric labels refer to", "table"
+    )
+    allowed_models: tuple[str, ...] = setting(
+        (), "exact names, or with one leading or trailing *; empty allows all", "list"
+    )
+    allowed_ips: tuple[str, ...] = setting((), "addresses or networks; empty allows all", "list")
+    not_before: float = setting(0.0, "not valid earlier", "time")
+    expires_at: float = setting(0.0, "not valid from then on; unset: never", "time")
+    disabled: bool = setting(False, "refused as if it did not exist", "flag")
+
+
+@dataclass(frozen=True, slots=True)
+class CalendarWindow:
+    """A window that follows the calendar of a time zone: `{ calendar = "month", timezone = … }`."""
+
+    calendar: str
+    timezone: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Budget:
+    """A rule that counts. One account is kept for each distinct value of `per`."""
+
+    name: str = setting(REQUIRED, "unique name, shown in refusals and metrics")
+    match: dict[str, str] = setting(
+        None, "applies to keys with this metadata; exact, or one leading or trailing *", "table"
+    )
+    per: tuple[str, ...] = setting(
+        (),
+        'metadata field, apiKey.FIELD, request.headers["NAME"], request.path or llm.model; '
+        'each may have a default: default(EXPR, "VALUE"). Empty: one account for all',
+        "list",
+    )
+    unit: str = setting(
+        "tokens",
+        "what is counted",
+        "choice",
+        ("tokens", "input_tokens", "output_tokens", "requests"),
+        later=("usd", "parallel"),
+    )
+    limit: int = setting(REQUIRED, "amount of the unit in a window", "number")
+    window: str | CalendarWindow = setting(
+        "day",
+        "second minute hour day week month year (aligned to the epoch), or "
+        '{ calendar = "day|week|month|year", timezone = "Europe/Berlin" }',
+        "window",
+    )
+    admission: str = setting(
+        "post",
+        "post = the request that crosses the limit completes, the next is refused",
+        "choice",
+        ("post",),
+        later=("reserve",),
+    )
+    shadow: bool = setting(False, "count and report, never refuse", "flag")
+    on_missing: str = setting(
+        "deny", "key lacks a field of `per`: deny = 403, skip = not counted", "choice",
+        ("deny", "skip"),
+    )  # fmt: skip
+    warn_at: float = setting(0.0, "log a line when this share (0 to 1) is used", "number")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Upstream:
+    """A provider."""
+
+    name: str = setting(REQUIRED, "unique name")
+    base_url: str = setting(REQUIRED, "https://host/path: what the route's prefix becomes", "url")
+    api_key: str = setting("", "our credential towards the provider", "secret")
+    dialect: str = setting(
+        "openai",
+        "how usage is read and how the credential is sent",
+        "choice",
+        ("openai",),
+        later=("anthropic", "gemini", "azure", "bedrock", "cohere", "ollama", "auto"),
+    )
+    model: str = setting("", "sent in place of the model that the client asked for")
+    model_aliases: dict[str, str] = setting(
+        None, "model the client asks for = model that is sent", "table"
+    )
+    include_usage: bool = setting(
+        True, "ask for the usage of streams; false for a provider that rejects the option", "flag"
+    )
+    forward_ratelimit_headers: bool = setting(
+        False, "let the provider's x-ratelimit-* through to clients", "flag"
+    )
+    headers: dict[str, str] = setting(None, "added to every request", "table")
+    ca_file: str = setting("", "PEM of the authorities to trust instead of the system's", "path")
+    connect_timeout: float = setting(10.0, "TCP and TLS handshake; then 504", "duration")
+    first_byte_timeout: float = setting(600.0, "until the answer begins; then 504", "duration")
+    idle_timeout: float = setting(120.0, "silence within an answer; then it is cut", "duration")
+    total_timeout: float = setting(3600.0, "a whole exchange", "duration")
+    keepalive_timeout: float = setting(15.0, "an idle connection is kept for so long", "duration")
+    max_connections: int = setting(4096, "connections of a worker, busy and idle", "number")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Route:
+    """Which requests go to which upstream."""
+
+    path_prefix: str = setting(REQUIRED, "/openai covers /openai and /openai/…, not /openaix")
+    upstream: str = setting(REQUIRED, "name of an upstream")
+    host: str = setting("", "only requests for this host name")
+    models: tuple[str, ...] = setting((), "only these models; one leading or trailing *", "list")
+    budgets: bool = setting(True, "false: neither metered nor limited", "flag")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Metrics:
+    """What Prometheus sees."""
+
+    namespace: str = setting("fastgw", '"agentgateway" keeps its dashboards working')
+    labels: dict[str, str] = setting(
+        None, "label = expression, as in a budget's `per`; `unknown` where it has no value", "table"
+    )
+    max_series: int = setting(
+        10_000, "label combinations; past it new ones count under `other`", "number"
+    )
+    label_buckets: bool = setting(
+        False, "full histogram buckets for the series with labels of your own", "flag"
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AccessLog:
+    """One JSON line for each request."""
+
+    path: str = setting("-", '"-" is standard output, "" turns it off', "path")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Config:
+    """The whole configuration, valid as a whole."""
+
+    server: Server = field(default_factory=Server)
+    admin: Admin = field(default_factory=Admin)
+    store: Store = field(default_factory=Store)
+    auth: Auth = field(default_factory=Auth)
+    keys: tuple[Key, ...] = ()
+    budgets: tuple[Budget, ...] = ()
+    upstreams: tuple[Upstream, ...] = ()
+    routes: tuple[Route, ...] = ()
+    metrics: Metrics = field(default_factory=Metrics)
+    access_log: AccessLog = field(default_factory=AccessLog)
+    digest: str = ""
+    """SHA-256 of the text of all files, hex: which configuration a process runs."""

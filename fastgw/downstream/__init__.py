@@ -1,0 +1,1 @@
+"""The client's side: listening sockets and the connections of applications."""

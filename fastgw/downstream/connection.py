@@ -1,0 +1,479 @@
+"""One client connection: bytes into requests, one exchange at a time, answers out.
+
+States, in the order of a connection's life:
+
+    opening   connected, no byte yet                    header_timeout, closes without a word
+    idle      between two requests                      idle_timeout, closes without a word
+    head      part of a request head is here            header_timeout for the whole head, then 408
+    body      the head is with an exchange, body comes  body_timeout of silence, then 408
+    answering the request is complete                   send_timeout while the client takes nothing
+    lingering answered and closing, input is discarded  a few seconds, so that the answer survives
+    closed
+
+Pipelined requests wait as bytes until the exchange before them is done; past `buffer_size` reading
+pauses. After any doubt about framing the connection answers and closes, and never reads on. A FIN
+from the client is taken as its leaving, as nginx does: what a cancelled SDK call sends is a FIN, and
+going on would spend its owner's budget.
+
+The connection is handed its handler and knows neither keys nor budgets.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Protocol
+
+from fastgw.errors import (
+    BadRequest,
+    BodyTooLarge,
+    HeadTooLarge,
+    Refusal,
+    RequestTimeout,
+    TargetTooLong,
+)
+from fastgw.http1.body import BadChunk, ChunkedDecoder
+from fastgw.http1.request import UNSIZED, HeadMemo, RequestHead, read_request_head
+from fastgw.http1.serialize import CONTINUE
+
+if TYPE_CHECKING:
+    from fastgw.config.tables import Server
+    from fastgw.flow_control import Sweeper
+
+LINGER = 3.0
+LINGER_BYTES = 1024 * 1024
+
+
+class Exchange(Protocol):
+    """What the connection asks of an exchange."""
+
+    def on_body(self, data: bytes, last: bool) -> None:
+        """The next bytes of the request body."""
+
+    def on_broken_body(self, refusal: Refusal) -> None:
+        """The rest of the body will not come: answer with `refusal` if nothing was answered."""
+
+    def on_disconnect(self) -> None:
+        """The client is gone."""
+
+    def on_client_full(self) -> None:
+        """The client does not take what was written: stop writing."""
+
+    def on_client_ready(self) -> None:
+        """The client takes bytes again."""
+
+
+class Handler(Protocol):
+    """What the connection is handed: where requests go."""
+
+    def begin(self, connection: DownstreamConnection, head: RequestHead, length: int) -> Exchange:
+        """A request head is here; its body (`length` bytes or UNSIZED) follows by `on_body`."""
+
+    def refuse(self, connection: DownstreamConnection, refusal: Refusal) -> None:
+        """Bytes that are no request: write the answer and record it."""
+
+
+class Connections:
+    """The open connections of a worker, and whether it drains."""
+
+    def __init__(self) -> None:
+        self.all: set[DownstreamConnection] = set()
+        self.draining = False
+
+    def drain(self) -> None:
+        """Close those that wait for a request; the others close after their answer."""
+        self.draining = True
+        for connection in list(self.all):
+            connection.drain()
+
+
+class DownstreamConnection(asyncio.Protocol):
+    """See the module. The exchange writes through `write` and ends with `done`."""
+
+    __slots__ = (
+        "_body",
+        "_buffer",
+        "_busy",
+        "_connections",
+        "_decoder",
+        "_exchange",
+        "_expects",
+        "_handler",
+        "_left",
+        "_memo",
+        "_paused",
+        "_server",
+        "_state",
+        "_sweeper",
+        "_unsent",
+        "address",
+        "bytes_in",
+        "expires",
+        "transport",
+        "write",
+    )
+
+    def __init__(
+        self, handler: Handler, server: Server, sweeper: Sweeper, connections: Connections
+    ) -> None:
+        # for the life of the connection
+        self._handler = handler
+        self._server = server
+        self._sweeper = sweeper
+        self._connections = connections
+        self._memo = HeadMemo()
+        self._state = "opening"
+        self.expires = 0.0
+        self.address = ""
+        # for one request
+        self._exchange: Exchange | None = None
+        self._left = 0  # body bytes to come; UNSIZED while chunked
+        self._body = 0  # body bytes so far
+        self._decoder: ChunkedDecoder | None = None
+        self._expects = False
+        self.bytes_in = 0
+        # for the flow of bytes
+        self._buffer = bytearray()
+        self._busy = False  # _read is on the stack
+        self._paused = False
+        self._unsent = 0
+
+    # called by the event loop
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """A client connected."""
+        assert isinstance(transport, asyncio.Transport)
+        self.transport = transport
+        self.write = transport.write
+        transport.set_write_buffer_limits(high=self._server.buffer_size)
+        peer = transport.get_extra_info("peername")
+        self.address = peer[0] if isinstance(peer, tuple) else "unix"
+        connections = self._connections
+        if len(connections.all) >= self._server.max_connections or connections.draining:
+            self._state = "closed"
+            transport.abort()
+            return
+        connections.all.add(self)
+        self._sweeper.add(self)
+
+    def data_received(self, data: bytes) -> None:
+        """Bytes from the client."""
+        state = self._state
+        if state == "idle":
+            self._read(data)
+        elif state in ("answering", "head", "opening"):
+            if state == "opening":
+                self._read(data)
+                return
+            self._buffer += data
+            if state == "head":
+                self._read(self._take_buffer(), len(data) + 3)
+            elif len(self._buffer) > self._server.buffer_size and not self._paused:
+                self._paused = True
+                self.transport.pause_reading()
+        elif state == "body":
+            self.expires = 0.0
+            self._read(data)
+        elif state == "lingering":
+            self._unsent += len(data)
+            if self._unsent > LINGER_BYTES:
+                self.transport.abort()
+
+    def eof_received(self) -> bool:
+        """The client closed its side: it is gone."""
+        return False
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The socket is closed, by whomever."""
+        self._state = "closed"
+        self._sweeper.discard(self)
+        self._connections.all.discard(self)
+        exchange, self._exchange = self._exchange, None
+        if exchange is not None:
+            exchange.on_disconnect()
+
+    def pause_writing(self) -> None:
+        """More than `buffer_size` waits for the client."""
+        self.expires = 0.0
+        if self._exchange is not None:
+            self._exchange.on_client_full()
+
+    def resume_writing(self) -> None:
+        """The client took what waited."""
+        if self._exchange is not None:
+            self._exchange.on_client_ready()
+
+    # called by the sweeper
+
+    @property
+    def patience(self) -> float:
+        """Seconds that the present state may last; see flow_control."""
+        state = self._state
+        if state == "answering":
+            self._unsent = self.transport.get_write_buffer_size()
+            return self._server.send_timeout if self._unsent else 0.0
+        if state == "idle":
+            return self._server.idle_timeout
+        if state == "body":
+            return self._server.body_timeout
+        return LINGER if state == "lingering" else self._server.header_timeout
+
+    def expired(self) -> None:
+        """The present state lasted too long."""
+        state = self._state
+        if state == "answering":
+            unsent = self.transport.get_write_buffer_size()
+            if not unsent or unsent < self._unsent:
+                self._unsent = unsent
+                self.expires = 0.0  # it takes some: slow, not stuck
+            else:
+                self.transport.abort()
+        elif state == "head":
+            self._refuse(RequestTimeout("the request head took too long; send it at once"))
+        elif state == "body":
+            if self._paused:
+                self.expires = 0.0  # it is we who do not read
+                return
+            self._break(RequestTimeout("the request body stopped coming"))
+        else:
+            self.transport.abort()
+
+    # called by the exchange
+
+    def pause_body(self) -> None:
+        """The provider does not take the upload: stop reading it."""
+        if not self._paused and self._state == "body":
+            self._paused = True
+            self.transport.pause_reading()
+
+    def resume_body(self) -> None:
+        """The provider takes bytes again."""
+        if self._paused and self._state == "body":
+            self._paused = False
+            self.expires = 0.0
+            self.transport.resume_reading()
+
+    def invite_body(self) -> None:
+        """The request is welcome: tell a client that waits for 100 Continue (RFC 9110, 10.1.1)."""
+        if self._expects:
+            self._expects = False
+            self.write(CONTINUE)
+
+    @property
+    def exchange(self) -> Exchange | None:
+        """The exchange under way."""
+        return self._exchange
+
+    @property
+    def closes_after_answer(self) -> bool:
+        """Whether the answer being written is the last one: it must say so."""
+        return self._connections.draining or self._state == "body"
+
+    def done(self, keep_alive: bool) -> None:
+        """The answer is written. Go on to the next request, or close."""
+        self._exchange = None
+        self.expires = 0.0
+        if self._state == "closed":
+            return
+        unread = self._state == "body"
+        if not keep_alive or unread or self._connections.draining:
+            self._close(linger=unread or not keep_alive)
+            return
+        self._state = "idle"
+        if not self._busy and (self._buffer or self._paused):
+            if self._paused:
+                self._paused = False
+                self.transport.resume_reading()
+            self._read(self._take_buffer())
+
+    def cut(self, flush: bool) -> None:
+        """Close in the middle of an answer, so that it cannot be taken for a whole one.
+
+        `flush` lets what was written out first; without it the client sees a reset, which is the
+        only sign where the end of the connection is the end of the body.
+        """
+        self._exchange = None
+        if self._state != "closed":
+            self._state = "closed"
+            if flush:
+                self.transport.close()
+            else:
+                self.transport.abort()
+
+    # requests
+
+    def _take_buffer(self) -> bytes:
+        data = bytes(self._buffer)
+        self._buffer.clear()
+        return data
+
+    def _read(self, data: bytes, fresh: int = 0) -> None:
+        """Take requests out of `data` until it is used up or one of them is being answered.
+
+        `fresh` is how many bytes at the end have not been searched for the end of the head.
+        """
+        self._busy = True
+        try:
+            while data:
+                if self._state == "body":
+                    data = self._read_body(data)
+                elif self._state in ("idle", "opening", "head"):
+                    data = self._read_head(data, fresh)
+                    fresh = 0
+                else:
+                    if self._state == "answering":
+                        self._buffer += data
+                    return
+        finally:
+            self._busy = False
+
+    def _read_head(self, data: bytes, fresh: int) -> bytes:
+        memo = self._memo
+        end = memo.match(data)
+        if end:
+            length = memo.length(data, end)
+            if length != UNSIZED and memo.head is not None:
+                return self._begin(memo.head, length, data, end)
+        if data[:2] == b"\r\n" and self._state != "head":
+            data = data[2:]  # one empty line before a request line is ignored (RFC 9112, 2.2)
+            if not data:
+                return b""
+        server = self._server
+        end = data.find(b"\r\n\r\n", max(0, len(data) - fresh) if fresh else 0) + 4
+        if end == 3:
+            self._check_partial_head(data)
+            if self._state in ("idle", "opening", "head"):
+                if self._state != "head":
+                    self._state = "head"
+                    self.expires = 0.0
+                self._buffer += data
+            return b""
+        try:
+            if end > server.max_head:
+                raise HeadTooLarge(f"the head is larger than {server.max_head} bytes")
+            if data.find(b"\r\n") > server.max_request_line:
+                raise TargetTooLong(f"the request line passes {server.max_request_line} bytes")
+            raw = data[:end]
+            head, length = read_request_head(raw, server.max_header_fields)
+        except Refusal as refusal:
+            self._refuse(refusal)
+            return b""
+        memo.remember(raw, head)
+        return self._begin(head, length, data, end)
+
+    def _check_partial_head(self, data: bytes) -> None:
+        """Refuse early what can never become a request: it may wait for an answer for ever."""
+        server = self._server
+        if len(data) > server.max_head:
+            self._refuse(HeadTooLarge(f"the head is larger than {server.max_head} bytes"))
+        elif not 0x41 <= data[0] <= 0x5A and data != b"\r":
+            self._refuse(BadRequest("not an HTTP/1.1 request; TLS and HTTP/2 are not spoken here"))
+        elif b"\n" in data and data.find(b"\r\n") < 0:
+            self._refuse(BadRequest("a line ends in a bare LF; lines end in CRLF (RFC 9112, 2.2)"))
+        elif len(data) > server.max_request_line and not (
+            0 <= data.find(b"\r\n") <= server.max_request_line
+        ):
+            self._refuse(
+                TargetTooLong(f"the request line passes {server.max_request_line} bytes")
+            )
+
+    def _begin(self, head: RequestHead, length: int, data: bytes, end: int) -> bytes:
+        """Open the exchange of a head; returns what follows the part of its body that is here."""
+        size = len(data)
+        self.bytes_in = end
+        if length > self._server.max_request_body:
+            self._refuse(
+                BodyTooLarge(f"the body is larger than {self._server.max_request_body} bytes")
+            )
+            return b""
+        if length >= 0 and size - end >= length:
+            self._state = "answering"
+            self.expires = 0.0
+            stop = self.bytes_in = end + length
+            exchange = self._handler.begin(self, head, length)
+            if self._state == "answering":  # else it was refused, and the answer is out
+                self._exchange = exchange
+                exchange.on_body(data[end:] if stop == size else data[end:stop], True)
+            return b"" if stop == size else data[stop:]
+        self._state = "body"
+        self.expires = 0.0
+        self._left = length
+        self._body = 0
+        self._decoder = ChunkedDecoder() if length == UNSIZED else None
+        self._expects = head.expects_continue and size == end
+        exchange = self._handler.begin(self, head, length)
+        if self._state != "body":
+            return b""
+        self._exchange = exchange
+        return data[end:]
+
+    def _read_body(self, data: bytes) -> bytes:
+        exchange = self._exchange
+        if exchange is None:
+            return b""
+        decoder = self._decoder
+        if decoder is None:
+            piece = data[: self._left]
+            rest = data[self._left :]
+            self._left -= len(piece)
+            last = not self._left
+        else:
+            try:
+                piece = decoder.feed(data)
+            except BadChunk as error:
+                self._break(BadRequest(f"chunked body: {error}"))
+                return b""
+            rest = decoder.rest
+            last = decoder.ended
+        self.bytes_in += len(data) - len(rest)
+        self._body += len(piece)
+        if self._body > self._server.max_request_body:
+            self._break(
+                BodyTooLarge(f"the body is larger than {self._server.max_request_body} bytes")
+            )
+            return b""
+        if last:
+            self._state = "answering"
+        if piece or last:
+            exchange.on_body(piece, last)
+        return rest
+
+    # ends
+
+    def _refuse(self, refusal: Refusal) -> None:
+        """Answer bytes that are no request, and close."""
+        self._handler.refuse(self, refusal)
+        self._close(linger=True)
+
+    def _break(self, refusal: Refusal) -> None:
+        exchange = self._exchange
+        if exchange is None:
+            self._close(linger=True)
+        else:
+            exchange.on_broken_body(refusal)
+
+    def _close(self, linger: bool) -> None:
+        """Close after what was written. With `linger` the input is discarded for a while first: a
+        close with unread input makes the kernel send RST, and the client loses the answer."""
+        if self._state == "closed":
+            return
+        self._buffer.clear()
+        transport = self.transport
+        if self._paused:
+            self._paused = False
+            transport.resume_reading()
+        if linger and transport.can_write_eof():
+            self._state = "lingering"
+            self.expires = 0.0
+            self._unsent = 0
+            transport.write_eof()
+        else:
+            self._state = "closed"
+            transport.close()
+
+    def drain(self) -> None:
+        """The worker stops: close now if no request is under way."""
+        if self._state in ("idle", "opening"):
+            self._close(linger=False)
+
+    def __repr__(self) -> str:
+        return f"<DownstreamConnection {self._state} {self.address}>"

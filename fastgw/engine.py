@@ -1,0 +1,96 @@
+"""What all exchanges of a worker share, and the first step of each: the connection's handler."""
+
+from __future__ import annotations
+
+import itertools
+import secrets
+from typing import TYPE_CHECKING
+
+from fastgw.errors import render
+from fastgw.exchange import Exchange
+from fastgw.http1.serialize import field, status_line
+from fastgw.model import Usage
+from fastgw.usage.estimate import prompt_tokens
+from fastgw.usage.meter import Metered
+from fastgw.usage.payload import read_object
+
+if TYPE_CHECKING:
+    from fastgw.config.tables import Config
+    from fastgw.downstream.connection import DownstreamConnection
+    from fastgw.errors import Refusal
+    from fastgw.http1.request import RequestHead
+    from fastgw.plan import Planner
+    from fastgw.policy.ledger import Ledger
+    from fastgw.recorder import Recorder
+    from fastgw.settlement import Settlement
+
+
+class Engine:
+    """See the module. `planner` is replaced as a whole when the configuration changes."""
+
+    def __init__(
+        self,
+        config: Config,
+        planner: Planner,
+        ledger: Ledger,
+        settlement: Settlement,
+        recorder: Recorder,
+    ) -> None:
+        self.planner = planner
+        self.ledger = ledger
+        self.settlement = settlement
+        self.recorder = recorder
+        self.on_failure = config.store.on_failure
+        self.buffer_size = config.server.buffer_size
+        self._ids = itertools.count(1)
+        self._id_prefix = b"req_" + secrets.token_hex(6).encode()
+
+    # called by client connections
+
+    def begin(
+        self, connection: DownstreamConnection, head: RequestHead, length: int
+    ) -> Exchange:
+        """A request head is here."""
+        exchange = Exchange(self, connection, head, length)
+        exchange.start()
+        return exchange
+
+    def refuse(self, connection: DownstreamConnection, refusal: Refusal) -> None:
+        """Bytes that are no request: answer and record."""
+        request_id = self.new_id()
+        connection.write(self.refusal(refusal, request_id, closing=True))
+        self.recorder.refused(connection, refusal, request_id)
+
+    # called by exchanges
+
+    def new_id(self) -> bytes:
+        """A request id, unique over workers and boots."""
+        return b"%b%08x" % (self._id_prefix, next(self._ids))
+
+    def refusal(
+        self, refusal: Refusal, request_id: bytes, *, closing: bool, head_only: bool = False
+    ) -> bytes:
+        """The whole answer that a refusal is."""
+        body = render(refusal, "openai", request_id.decode())
+        lines = [
+            status_line(refusal.status),
+            b"content-type: application/json\r\n",
+            b"content-length: %d\r\n" % len(body),
+            b"x-request-id: %b\r\nrequest-id: %b\r\n" % (request_id, request_id),
+            *(field(name, value) for name, value in refusal.headers),
+        ]
+        if closing:
+            lines.append(b"connection: close\r\n")
+        lines.append(b"\r\n")
+        if not head_only:
+            lines.append(body)
+        return b"".join(lines)
+
+    def count_prompt(self, body: bytes) -> int:
+        """Input tokens of a request body, counted."""
+        message = read_object(body)
+        return prompt_tokens(message) if message is not None else 1
+
+    def prompt_only(self, tokens: int) -> Metered:
+        """The cost of a prompt whose answer nobody waited for."""
+        return Metered(Usage(tokens, source="counted"), "", False)

@@ -1,0 +1,569 @@
+"""One request and its answer: the journey of the architecture, in order.
+
+    read_head -> authenticate, route (plan) -> body -> admit -> acquire -> send -> relay -> settle
+    -> finish
+
+An exchange is driven from three sides: the client's connection (`on_body`, `on_disconnect` …), the
+provider's (`on_response` …) and the settlement (`admit`). It has one exit, `_finish`, reached from
+every path, that settles without waiting and cannot fail: whatever ended the exchange, what it cost
+is debited once.
+
+`phase` says where it is; `reason` how it ended: ok, the code of a refusal, client_disconnected,
+upstream_cut, upstream_stalled, upstream_error_event.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from fastgw import clock
+from fastgw.errors import (
+    BudgetExceeded,
+    InvalidKey,
+    ModelNotAllowed,
+    Overloaded,
+    Refusal,
+    StoreClosed,
+    UpstreamTimeout,
+    UpstreamUnavailable,
+)
+from fastgw.http1.body import LAST_CHUNK, chunk
+from fastgw.http1.request import UNSIZED
+from fastgw.relay import Relay, make_meter
+from fastgw.upstream.pool import Ticket
+from fastgw.usage import openai
+from fastgw.usage.estimate import prompt_tokens
+from fastgw.usage.meter import UNMETERED, Metered
+from fastgw.usage.request import form_model, read_json
+
+if TYPE_CHECKING:
+    from fastgw.downstream.connection import DownstreamConnection
+    from fastgw.engine import Engine
+    from fastgw.http1.request import RequestHead
+    from fastgw.http1.response import ResponseHead
+    from fastgw.plan import Plan
+    from fastgw.policy.ledger import Account
+    from fastgw.upstream.connection import UpstreamConnection
+    from fastgw.usage.meter import Meter
+
+KEEP_PROMPT = 16 * 1024
+"""A body up to this size is kept for a count of the prompt that is rarely needed; of a larger one
+the count is made at once."""
+
+_FAILURES = {
+    "refused": (UpstreamUnavailable, "the provider cannot be reached; try again"),
+    "reset": (UpstreamUnavailable, "the provider closed the connection without an answer"),
+    "malformed": (UpstreamUnavailable, "the provider's answer is not sound HTTP"),
+    "timeout": (UpstreamTimeout, "the provider did not answer in time"),
+    "stalled": (UpstreamTimeout, "the provider fell silent"),
+    "full": (Overloaded, "too many requests wait for this provider; try again"),
+}
+
+
+class Exchange:
+    """See the module."""
+
+    __slots__ = (
+        "_accounts",
+        "_body",
+        "_body_done",
+        "_body_size",
+        "_connection",
+        "_engine",
+        "_injected",
+        "_length",
+        "_meter",
+        "_pieces",
+        "_prompt",
+        "_relay",
+        "_retried",
+        "_ticket",
+        "_upstream",
+        "began",
+        "first_byte",
+        "model",
+        "phase",
+        "plan",
+        "request",
+        "request_id",
+        "sent",
+        "status",
+        "streams",
+    )
+
+    def __init__(
+        self, engine: Engine, connection: DownstreamConnection, request: RequestHead, length: int
+    ) -> None:
+        self._engine = engine
+        self._connection = connection
+        self.request = request
+        self._length = length
+        self.plan: Plan | None = None
+        self.phase = "read_head"
+        self.began = clock.monotonic()
+        # what the body says
+        self.model = ""
+        self.streams = False
+        self._pieces: list[bytes] = []
+        self._body_size = 0
+        self._body_done = False
+        self._body = b""
+        self._injected = False
+        self._prompt = -1
+        # where it stands
+        self._accounts: tuple[Account, ...] = ()
+        self._ticket: Ticket | None = None
+        self._upstream: UpstreamConnection | None = None
+        self._retried = False
+        self._meter: Meter | None = None
+        self._relay: Relay | None = None
+        self.request_id = b""
+        self.status = 0
+        self.sent = 0.0
+        self.first_byte = 0.0
+
+    # authenticate and route
+
+    def start(self) -> None:
+        """The head is here: find the key and the route, or refuse."""
+        engine = self._engine
+        request = self.request
+        plan: Plan | None = request.plan
+        try:
+            if plan is None or plan.generation != engine.planner.generation:
+                self.phase = "authenticate"
+                plan = engine.planner.plan(request, clock.wall(), self._connection.address)
+                request.plan = plan
+            elif not plan.key.timeless and not plan.key.valid_at(clock.wall()):
+                raise InvalidKey(
+                    "invalid credentials: unknown, expired or disabled key",
+                    (("www-authenticate", "Bearer"),),
+                )
+            self.plan = plan
+            self.request_id = plan.request_id or engine.new_id()
+            self.phase = "body"
+            if not plan.buffered:
+                self._admit_head()
+            elif not self._body_done:
+                self._connection.invite_body()
+        except Refusal as refusal:
+            self._refuse(refusal)
+
+    # body
+
+    def on_body(self, data: bytes, last: bool) -> None:
+        """The next bytes of the request body."""
+        plan = self.plan
+        if plan is None or self.phase == "finished":
+            return
+        self._body_done = last
+        if not plan.buffered:
+            self._upload(data, last)
+            return
+        if last and not self._pieces:
+            self._inspect(data)
+            return
+        self._pieces.append(data)
+        if last:
+            body = b"".join(self._pieces)
+            self._pieces.clear()
+            self._inspect(body)
+
+    def _inspect(self, body: bytes) -> None:
+        """The whole body is here: what does it ask for, and may it?"""
+        plan = self.plan
+        assert plan is not None
+        try:
+            if plan.operation:
+                settings = plan.pool.settings
+                read = read_json(
+                    body,
+                    ask_usage=settings.include_usage
+                    and plan.metered
+                    and plan.operation in openai.TAKES_STREAM_OPTIONS,
+                    strict=plan.strict,
+                    model=settings.model,
+                    aliases=settings.model_aliases,
+                )
+                self.model = read.model
+                self.streams = read.stream
+                self._injected = read.injected
+                self._body = read.body
+                if len(body) > KEEP_PROMPT:
+                    self._prompt = prompt_tokens(read.message)
+            else:
+                # Known by no operation, but the key (or route) is limited to models.
+                kind = self.request.get(b"content-type") or b""
+                if kind.startswith(b"multipart/form-data"):
+                    self.model = form_model(body)
+                    self._body = body
+                else:
+                    read = read_json(body, ask_usage=False, strict=True)
+                    self.model = read.model
+                    self._body = read.body
+            if plan.strict and not plan.allows_model(self.model):
+                raise ModelNotAllowed(
+                    f"model '{self.model[:100]}' is not allowed for this key or route"
+                    if self.model
+                    else "this key or route is limited to models, and the request names none"
+                )
+            self._begin_admission()
+        except Refusal as refusal:
+            self._refuse(refusal)
+
+    def _admit_head(self) -> None:
+        """The body is not looked at: admit on the head alone."""
+        self._begin_admission()
+        if self.phase != "finished":
+            self._connection.invite_body()
+
+    def on_broken_body(self, refusal: Refusal) -> None:
+        """The rest of the body will not come."""
+        if self._relay is not None:
+            self._end("client_body", complete=False)
+        else:
+            self._refuse(refusal)
+
+    # admit
+
+    def _begin_admission(self) -> None:
+        plan = self.plan
+        assert plan is not None
+        self.phase = "admit"
+        if plan.metered:
+            now = clock.wall()
+            accounts = plan.accounts.get(self.model)
+            if accounts is None:
+                accounts = self._engine.planner.accounts(plan, self.model, now)
+            self._accounts = accounts
+            if accounts:
+                engine = self._engine
+                if engine.settlement.up and engine.ledger.stale(accounts, now):
+                    engine.settlement.wait(self, accounts, now)
+                    return
+                self._decide()
+                return
+        self._acquire()
+
+    def admit(self) -> None:
+        """The accounts are known now, or the store is away: decide."""
+        if self.phase != "admit":
+            return  # the client left meanwhile
+        try:
+            self._decide()
+        except Refusal as refusal:
+            self._refuse(refusal)
+
+    def _decide(self) -> None:
+        engine = self._engine
+        if not engine.settlement.up and engine.on_failure != "local":
+            if engine.on_failure == "closed":
+                raise StoreClosed("budgets cannot be checked now; try again", (("retry-after", "1"),))
+            engine.ledger.admit(self._accounts)
+        else:
+            full = engine.ledger.refuses(self._accounts)
+            if full is not None:
+                raise _exceeded(full, clock.wall())
+            engine.settlement.wake()
+        self._acquire()
+
+    # acquire and send
+
+    def _acquire(self, fresh: bool = False) -> None:
+        plan = self.plan
+        assert plan is not None
+        self.phase = "acquire"
+        got = plan.pool.acquire(self, fresh)
+        if isinstance(got, Ticket):
+            self._ticket = got
+        else:
+            self._send(got)
+
+    def on_acquired(self, connection: UpstreamConnection) -> None:
+        """A connection to the provider is ours."""
+        self._ticket = None
+        self._send(connection)
+
+    def on_acquire_failure(self, reason: str) -> None:
+        """No connection to be had."""
+        self._ticket = None
+        self.on_upstream_failure(reason)
+
+    def _send(self, connection: UpstreamConnection) -> None:
+        plan = self.plan
+        assert plan is not None
+        self.phase = "send"
+        self._upstream = connection
+        if plan.buffered:
+            data = b"%bx-request-id: %b\r\ncontent-length: %d\r\n\r\n%b" % (
+                plan.head,
+                self.request_id,
+                len(self._body),
+                self._body,
+            )
+            whole = True
+            if self._prompt >= 0:
+                self._body = b""  # large, and counted already
+        else:
+            whole = self._body_done
+            data = b"%bx-request-id: %b\r\n%b\r\n%b" % (
+                plan.head,
+                self.request_id,
+                self._framing(),
+                self._upload_bytes(whole),
+            )
+        self.sent = clock.monotonic()
+        connection.send(self, self.request.method, data, whole)
+        self._connection.resume_body()
+
+    def _framing(self) -> bytes:
+        if self._length == UNSIZED:
+            return b"transfer-encoding: chunked\r\n"
+        return b"content-length: %d\r\n" % self._length if self.request.has_length else b""
+
+    def _upload(self, data: bytes, last: bool) -> None:
+        """A body that is passed on as it comes."""
+        self._pieces.append(data)
+        self._body_size += len(data)
+        upstream = self._upstream
+        if upstream is not None:
+            upstream.send_body(self._upload_bytes(last), last)
+        elif self._body_size > self._engine.buffer_size:
+            self._connection.pause_body()
+
+    def _upload_bytes(self, last: bool) -> bytes:
+        data = b"".join(self._pieces)
+        self._pieces.clear()
+        if self._length != UNSIZED:
+            return data
+        framed = chunk(data) if data else b""
+        return framed + LAST_CHUNK if last else framed
+
+    # relay
+
+    def on_response(self, head: ResponseHead, body: bytes, ended: bool) -> None:
+        """The provider's head is here, with the part of the body that came with it."""
+        plan = self.plan
+        assert plan is not None
+        self.phase = "relay"
+        self.status = head.status
+        if body:
+            self.first_byte = clock.monotonic()
+        connection = self._connection
+        meter = self._meter = make_meter(plan, head, self._injected)
+        relay = self._relay = Relay(
+            connection.write,
+            self.request,
+            head,
+            strips=self._injected and head.status < 400,
+            closing=connection.closes_after_answer,
+        )
+        extra = b"%bx-request-id: %b\r\nrequest-id: %b\r\n" % (
+            limit_fields(self._accounts) if self._accounts else b"",
+            self.request_id,
+            self.request_id,
+        )
+        if relay.strips:
+            out = meter.feed(body) if body else b""
+            if ended:
+                out += meter.rest()
+            relay.begin(self.request, head, extra, out, ended)
+        else:
+            relay.begin(self.request, head, extra, body, ended)
+            if body:
+                meter.feed(body)
+        if ended:
+            self._upstream = None
+            self._end("ok", complete=True)
+
+    def on_response_body(self, body: bytes, framed: bytes | None, ended: bool) -> None:
+        """More of the answer."""
+        relay, meter = self._relay, self._meter
+        assert relay is not None
+        assert meter is not None
+        if not self.first_byte:
+            self.first_byte = clock.monotonic()
+        if relay.strips:
+            out = meter.feed(body) if body else b""
+            if ended:
+                out += meter.rest()
+            if out or ended:
+                relay.body(out, framed if out is body else None, ended)
+        else:
+            relay.body(body, framed, ended)
+            if body:
+                meter.feed(body)
+        if ended:
+            self._upstream = None
+            self._end("ok", complete=True)
+
+    def on_upstream_failure(self, reason: str) -> None:
+        """No (more) answer from the provider."""
+        upstream, self._upstream = self._upstream, None
+        relay = self._relay
+        if relay is None:
+            if (
+                reason == "reset"
+                and upstream is not None
+                and upstream.reused
+                and not self._retried
+                and self.request.method in (b"GET", b"HEAD")
+            ):
+                # A kept connection that died as it was used again (RFC 9110, 9.2.2).
+                self._retried = True
+                self._acquire(fresh=True)
+                return
+            kind, message = _FAILURES[reason]
+            self._refuse(kind(message))
+            return
+        if relay.event_stream and self._meter is not None and self._meter.between_events:
+            relay.error_event("upstream_unavailable", "the provider ended the stream early")
+        self._end("upstream_stalled" if reason == "stalled" else "upstream_cut", complete=False)
+
+    # back-pressure
+
+    def on_client_full(self) -> None:
+        """The client does not take what was written."""
+        if self._upstream is not None:
+            self._upstream.pause()
+
+    def on_client_ready(self) -> None:
+        """The client takes bytes again."""
+        if self._upstream is not None:
+            self._upstream.resume()
+
+    def on_upstream_full(self) -> None:
+        """The provider does not take the upload."""
+        self._connection.pause_body()
+
+    def on_upstream_ready(self) -> None:
+        """The provider takes bytes again."""
+        self._connection.resume_body()
+
+    # ends
+
+    def on_disconnect(self) -> None:
+        """The client is gone: stop the provider at once; what was sent is charged."""
+        if self.phase != "finished":
+            self._finish("client_disconnected", self._verdict(complete=False))
+
+    def overdue(self, now: float) -> None:
+        """Cut an exchange that runs longer than the upstream's `total_timeout`."""
+        plan = self.plan
+        if (
+            plan is not None
+            and self._upstream is not None
+            and now - self.began > plan.pool.settings.total_timeout
+        ):
+            self._upstream.close()
+            self.on_upstream_failure("stalled" if self._relay is not None else "timeout")
+
+    def _refuse(self, refusal: Refusal) -> None:
+        """Answer with a refusal; nothing was relayed yet."""
+        if self.phase == "finished":
+            return
+        connection = self._connection
+        self.status = refusal.status
+        if not self.request_id:
+            self.request_id = self._engine.new_id()
+        closing = refusal.closes or not self.request.keep_alive or connection.closes_after_answer
+        connection.write(
+            self._engine.refusal(
+                refusal,
+                self.request_id,
+                closing=closing,
+                head_only=self.request.method == b"HEAD",
+            )
+        )
+        self._finish(refusal.code, UNMETERED)
+        connection.done(not closing)
+
+    def _end(self, reason: str, complete: bool) -> None:
+        """The answer is over, whole or not."""
+        verdict = self._verdict(complete)
+        if verdict.error and reason == "ok":
+            reason = "upstream_error_event"
+        relay = self._relay
+        self._finish(reason, verdict)
+        if complete and relay is not None:
+            self._connection.done(not relay.closes)
+        else:
+            self._connection.cut(flush=self.request.minor == 1)
+
+    def _verdict(self, complete: bool) -> Metered:
+        """What the exchange cost."""
+        plan = self.plan
+        if self._meter is not None:
+            return self._meter.finish(complete, self._count_prompt)
+        if plan is not None and plan.metered and plan.operation and self._upstream is not None:
+            # The provider has the prompt, and the client left before the answer began.
+            return self._engine.prompt_only(self._count_prompt())
+        return UNMETERED
+
+    def _count_prompt(self) -> int:
+        if self._prompt < 0:
+            self._prompt = self._engine.count_prompt(self._body)
+        return self._prompt
+
+    def _finish(self, reason: str, verdict: Metered) -> None:
+        """The one exit: settle, tell, let go."""
+        self.phase = "finished"
+        engine = self._engine
+        if self._accounts and verdict.usage.source != "none":
+            engine.ledger.debit(self._accounts, verdict.usage, clock.wall())
+            engine.settlement.wake()
+        if self._ticket is not None:
+            self._ticket.cancel()
+            self._ticket = None
+        if self._upstream is not None:
+            self._upstream.close()
+            self._upstream = None
+        engine.recorder.record(self, self._connection, reason, verdict)
+
+    @property
+    def bytes_out(self) -> int:
+        """Body bytes given to the client."""
+        return self._relay.sent if self._relay is not None else 0
+
+    def __repr__(self) -> str:
+        return f"<Exchange {self.request_id.decode()} {self.phase}>"
+
+
+def limit_fields(accounts: tuple[Account, ...]) -> bytes:
+    """x-ratelimit-* of the tightest budget that can refuse: the smallest share left."""
+    tightest = None
+    share = 2.0
+    for account in accounts:
+        limit = account.limit
+        if not limit.shadow:
+            left = account.remaining / limit.amount if limit.amount else 0.0
+            if left < share:
+                share = left
+                tightest = account
+    if tightest is None:
+        return b""
+    return b"x-ratelimit-limit: %d\r\nx-ratelimit-remaining: %d\r\nx-ratelimit-reset: %d\r\n" % (
+        tightest.limit.amount,
+        tightest.remaining,
+        max(0, -int(clock.wall() - tightest.end)),
+    )
+
+
+def _exceeded(account: Account, now: float) -> BudgetExceeded:
+    limit = account.limit
+    reset = max(1, int(account.end - now) + 1)
+    who = f" ({', '.join(account.values)})" if account.values else ""
+    headers = [
+        ("x-ratelimit-limit", str(limit.amount)),
+        ("x-ratelimit-remaining", "0"),
+        ("x-ratelimit-reset", str(reset)),
+        ("retry-after", str(reset)),
+    ]
+    if reset > 60:
+        headers.append(("x-should-retry", "false"))
+    return BudgetExceeded(
+        f"rate limit exceeded: budget '{limit.name}'{who} has used {account.count.spent} of "
+        f"{limit.amount} {limit.unit.replace('_', ' ')}, held 0; it resets in {reset} s",
+        tuple(headers),
+    )
+

@@ -1,0 +1,126 @@
+"""Reads a chunked body (RFC 9112, 7.1), strictly, for requests and responses alike.
+
+Sizes are hexadecimal digits alone; lines end in CRLF; what follows a chunk's data is looked at.
+Extensions are dropped, trailers are checked and dropped; both are bounded. The decoder says where
+the body ends and hands back what follows.
+"""
+
+from __future__ import annotations
+
+import re
+
+_SIZE_LINE = re.compile(rb"([0-9A-Fa-f]{1,15})[ \t]*(?:;([\t\x20-\x7e\x80-\xff]*))?")
+_TRAILER = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+:[\t\x20-\x7e\x80-\xff]*")
+_CANONICAL = re.compile(rb"[1-9a-f][0-9a-f]{0,7}")
+MAX_LINE = 4096
+MAX_EXTRAS = 16 * 1024  # extensions and trailers of one body together
+
+_AT_SIZE, _IN_DATA, _AT_DATA_END, _IN_TRAILERS, _ENDED = range(5)
+
+
+class BadChunk(ValueError):
+    """The bytes are not a chunked body; the connection is out of step."""
+
+
+class ChunkedDecoder:
+    """Takes the body in any pieces, gives the payload.
+
+    `ended` is set once the last chunk and its trailers are read; `rest` then holds the bytes that
+    follow the message. `verbatim` tells whether the piece last fed was exactly one chunk as we
+    would write it ourselves, so that a relay may pass the very same bytes on.
+    """
+
+    __slots__ = ("_extras", "_left", "_line", "_state", "ended", "rest", "verbatim")
+
+    def __init__(self) -> None:
+        self._state = _AT_SIZE
+        self._left = 0
+        self._line = b""
+        self._extras = 0
+        self.ended = False
+        self.verbatim = False
+        self.rest = b""
+
+    def feed(self, data: bytes) -> bytes:
+        """The payload bytes in `data`. Raises BadChunk."""
+        if self._state == _AT_SIZE and not self._line:
+            # One chunk in one read: what nearly every server that streams sends.
+            end = data.find(b"\r\n", 0, 18)
+            if end > 0 and data.endswith(b"\r\n") and _CANONICAL.fullmatch(data, 0, end):
+                start = end + 2
+                if int(data[:end], 16) == len(data) - start - 2:
+                    self.verbatim = True
+                    return data[start:-2]
+        self.verbatim = False
+        return self._feed(data)
+
+    def _feed(self, data: bytes) -> bytes:
+        payload: list[bytes] = []
+        at = 0
+        size = len(data)
+        while at < size:
+            if self._state == _IN_DATA:
+                take = min(self._left, size - at)
+                payload.append(data[at : at + take])
+                at += take
+                self._left -= take
+                if not self._left:
+                    self._state = _AT_DATA_END
+                continue
+            if self._state == _ENDED:
+                self.rest = data[at:]
+                break
+            end = data.find(b"\n", at)
+            if end < 0:
+                self._line += data[at:]
+                self._check_line()
+                break
+            line = self._line + data[at : end + 1]
+            self._line = b""
+            at = end + 1
+            if len(line) > MAX_LINE or not line.endswith(b"\r\n"):
+                raise BadChunk("a line of the chunked body is too long or does not end in CRLF")
+            self._take_line(line[:-2])
+        if self._state == _ENDED:
+            self.ended = True
+            self.rest = data[at:]
+        return payload[0] if len(payload) == 1 else b"".join(payload)
+
+    def _check_line(self) -> None:
+        if len(self._line) > MAX_LINE:
+            raise BadChunk("a line of the chunked body is too long")
+        if self._state == _AT_DATA_END and self._line not in (b"", b"\r"):
+            raise BadChunk("chunk data is longer than its size")
+
+    def _take_line(self, line: bytes) -> None:
+        if self._state == _AT_DATA_END:
+            if line:
+                raise BadChunk("chunk data is longer than its size")
+            self._state = _AT_SIZE
+        elif self._state == _AT_SIZE:
+            match = _SIZE_LINE.fullmatch(line)
+            if match is None:
+                raise BadChunk("not a chunk size")
+            self._count_extra(match[2])
+            self._left = int(match[1], 16)
+            self._state = _IN_DATA if self._left else _IN_TRAILERS
+        elif not line:
+            self._state = _ENDED
+        else:
+            if not _TRAILER.fullmatch(line):
+                raise BadChunk("not a trailer field")
+            self._count_extra(line)
+
+    def _count_extra(self, extra: bytes | None) -> None:
+        if extra:
+            self._extras += len(extra)
+            if self._extras > MAX_EXTRAS:
+                raise BadChunk("too many chunk extensions or trailers")
+
+
+def chunk(payload: bytes) -> bytes:
+    """One chunk of a chunked body; `payload` must not be empty."""
+    return b"%x\r\n%b\r\n" % (len(payload), payload)
+
+
+LAST_CHUNK = b"0\r\n\r\n"

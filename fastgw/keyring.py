@@ -1,0 +1,203 @@
+"""The virtual keys: from what a client shows to who it is.
+
+Secrets are not kept: the ring maps the SHA-256 of a secret to its key, so a look-up is one hash and
+one dict access, equally long for every wrong key. A client shows exactly one value in one of the
+configured places; two different values are refused, never guessed between.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import ipaddress
+from typing import TYPE_CHECKING, NamedTuple
+from urllib.parse import unquote
+
+from fastgw.errors import InvalidKey, MissingKey
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from fastgw.config.tables import Auth, Key
+    from fastgw.http1.request import RequestHead
+    from fastgw.policy.admission import Rule
+
+_CHALLENGE = (("www-authenticate", "Bearer"),)
+
+
+class VirtualKey:
+    """Who an application is: name, metadata and what it may do. Never its secret.
+
+    `rules` are the budgets that apply to it.
+    """
+
+    __slots__ = (
+        "allowed_models",
+        "disabled",
+        "expires_at",
+        "metadata",
+        "name",
+        "networks",
+        "not_before",
+        "rules",
+        "timeless",
+    )
+
+    def __init__(self, key: Key, rules: Sequence[Rule]) -> None:
+        self.name = key.name
+        self.metadata = dict(key.metadata or {})
+        self.allowed_models = key.allowed_models
+        self.networks = tuple(
+            ipaddress.ip_network(text, strict=False) for text in key.allowed_ips
+        )
+        self.not_before = key.not_before
+        self.expires_at = key.expires_at
+        self.disabled = key.disabled
+        self.timeless = not (key.not_before or key.expires_at or key.disabled)
+        self.rules = tuple(rule for rule in rules if rule.applies_to(self.metadata))
+
+    def valid_at(self, now: float) -> bool:
+        """Whether the key may be used at `now` (epoch seconds)."""
+        return (
+            not self.disabled
+            and now >= self.not_before
+            and (not self.expires_at or now < self.expires_at)
+        )
+
+    def covers_address(self, address: str) -> bool:
+        """Whether a client at this address may use the key."""
+        if not self.networks:
+            return True
+        try:
+            ip = ipaddress.ip_address(address.partition("%")[0])
+        except ValueError:
+            return False
+        if isinstance(ip, ipaddress.IPv6Address) and ip.ipv4_mapped is not None:
+            ip = ip.ipv4_mapped
+        return any(ip in network for network in self.networks)
+
+    def __repr__(self) -> str:
+        return f"<VirtualKey {self.name}>"
+
+
+class _Location(NamedTuple):
+    place: str  # header, query or cookie
+    name: bytes
+    scheme: bytes
+
+
+class Shown(NamedTuple):
+    """What a head shows of credentials: the key (None where none is shown and that is allowed),
+    and the parts of the head that held it, which must not go to the provider."""
+
+    key: VirtualKey | None
+    fields: frozenset[bytes]
+    query: bytes | None
+
+
+class Keyring:
+    """All keys, by the hash of their secret."""
+
+    def __init__(self, auth: Auth, keys: Sequence[Key], rules: Sequence[Rule]) -> None:
+        self._mode = auth.mode
+        self._locations = [_location(text) for text in auth.locations]
+        self._by_digest: dict[bytes, VirtualKey] = {}
+        self.keys: list[VirtualKey] = []
+        for key in keys:
+            virtual = VirtualKey(key, rules)
+            self.keys.append(virtual)
+            self._by_digest[key.digest] = virtual
+            if key.previous_digest:
+                self._by_digest[key.previous_digest] = virtual
+        self._header_names = frozenset(
+            place.name for place in self._locations if place.place == "header"
+        )
+
+    def find(self, secret: bytes) -> VirtualKey | None:
+        """The key with this secret, or None."""
+        return self._by_digest.get(hashlib.sha256(secret).digest())
+
+    def authenticate(self, request: RequestHead, now: float, address: str) -> Shown:
+        """Who sent this head. Raises MissingKey or InvalidKey as the mode demands.
+
+        The answer holds for every request with the same head until the key's validity changes;
+        `valid_at` is to be asked again each time.
+        """
+        secrets: set[bytes] = set()
+        carriers: set[bytes] = set(self._header_names)
+        query = request.query
+        for place in self._locations:
+            if place.place == "header":
+                for lower, _, value in request.fields:
+                    if lower == place.name:
+                        secret = _from_header(value, place.scheme)
+                        if secret:
+                            secrets.add(secret)
+            elif place.place == "query":
+                found, query = _from_query(query, place.name)
+                secrets.update(found)
+            else:
+                carriers.add(b"cookie")
+                secrets.update(_from_cookies(request, place.name))
+        shown = frozenset(carriers)
+        if self._mode == "permissive" and len(secrets) != 1:
+            return Shown(None, shown, query)
+        if len(secrets) > 1:
+            raise InvalidKey(
+                "invalid credentials: different API keys in one request; send one", _CHALLENGE
+            )
+        if not secrets:
+            if self._mode == "strict":
+                raise MissingKey(
+                    "no API Key found: send it as 'Authorization: Bearer <key>' or 'x-api-key'",
+                    _CHALLENGE,
+                )
+            return Shown(None, shown, query)
+        key = self.find(secrets.pop())
+        if key is None or not key.valid_at(now) or not key.covers_address(address):
+            if self._mode == "permissive":
+                return Shown(None, shown, query)
+            raise InvalidKey("invalid credentials: unknown, expired or disabled key", _CHALLENGE)
+        return Shown(key, shown, query)
+
+
+def _location(text: str) -> _Location:
+    place, _, rest = text.partition(":")
+    name, _, scheme = rest.partition(":")
+    if place == "header":
+        name = name.lower()
+    return _Location(place, name.encode(), scheme.lower().encode())
+
+
+def _from_header(value: bytes, scheme: bytes) -> bytes:
+    """The credential of a header value, b"" if it has none (RFC 9110, 11.4)."""
+    if not scheme:
+        return value
+    word, _, rest = value.partition(b" ")
+    return rest.strip() if word.lower() == scheme else b""
+
+
+def _from_query(query: bytes | None, name: bytes) -> tuple[set[bytes], bytes | None]:
+    """The credentials in a query, and the query without them."""
+    if query is None:
+        return set(), None
+    found: set[bytes] = set()
+    kept = []
+    for pair in query.split(b"&"):
+        key, _, value = pair.partition(b"=")
+        if unquote(key.decode("ascii")) == name.decode():
+            found.add(unquote(value.decode("ascii")).encode())
+        else:
+            kept.append(pair)
+    found.discard(b"")
+    return found, (b"&".join(kept) if kept else None) if found else query
+
+
+def _from_cookies(request: RequestHead, name: bytes) -> set[bytes]:
+    found = set()
+    for lower, _, value in request.fields:
+        if lower == b"cookie":
+            for pair in value.split(b";"):
+                key, _, secret = pair.strip().partition(b"=")
+                if key == name and secret:
+                    found.add(secret)
+    return found

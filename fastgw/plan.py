@@ -1,0 +1,250 @@
+"""What a request head comes to: who sent it, where it goes, what may be kept of it.
+
+A plan is worked out once for a head and kept with it; the next request with the same head (same
+connection, same client) uses it as it is, until the configuration changes. So everything that does
+not depend on the body is here: the key, the route, the upstream head up to Content-Length, the
+accounts and the metric handles for each model.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+from fastgw.config.expression import parse_expression
+from fastgw.config.tables import Key
+from fastgw.errors import (
+    MetadataMissing,
+    NotImplementedHere,
+    RouteNotFound,
+    UnsupportedEncoding,
+)
+from fastgw.http1.headers import HOP_BY_HOP, REQUEST_ID, tokens
+from fastgw.http1.serialize import field
+from fastgw.keyring import Keyring, VirtualKey
+from fastgw.policy.admission import Facts, any_matches, evaluate, make_rules
+from fastgw.policy.routing import Router, normalise
+from fastgw.upstream.pool import Pool
+from fastgw.usage import openai
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from fastgw.config.tables import Config, Route, Upstream
+    from fastgw.http1.request import RequestHead
+    from fastgw.metrics import ExchangeSeries
+    from fastgw.policy.ledger import Account, Ledger
+
+_DROPPED = HOP_BY_HOP | {
+    b"host",
+    b"content-length",
+    b"expect",
+    b"authorization",
+    b"x-api-key",
+    b"api-key",
+    b"accept-encoding",
+    b"x-request-id",
+    b"request-id",
+    b"forwarded",
+    b"via",
+    b"x-real-ip",
+    b"http2-settings",
+}
+"""Fields of the client that never reach a provider as they are."""
+
+_NO_IDENTITY = re.compile(
+    rb"(?:identity|\*)[ \t]*;[ \t]*q=0(?:\.0*)?[ \t]*(?:,|$)", re.IGNORECASE
+)
+"""A client that insists on a compressed answer (RFC 9110, 12.5.3)."""
+
+_MODELS_OF_A_PLAN = 64
+
+
+class Plan:
+    """See the module. `head` is the upstream head without x-request-id, framing and last CRLF.
+
+    `operation` is "" for paths whose bodies we do not know. `metered` says that usage is read and
+    debited, `buffered` that the body is read before it is sent on, `strict` that the model decides.
+    """
+
+    __slots__ = (
+        "accounts",
+        "buffered",
+        "facts",
+        "generation",
+        "head",
+        "key",
+        "metered",
+        "operation",
+        "path",
+        "pool",
+        "request_id",
+        "route",
+        "series",
+        "strict",
+    )
+
+    key: VirtualKey
+    route: Route
+    pool: Pool
+
+    def __init__(self) -> None:
+        self.generation = 0
+        self.head = b""
+        self.path = ""
+        self.operation = ""
+        self.metered = False
+        self.buffered = False
+        self.strict = False
+        self.request_id = b""
+        self.facts: Facts = Facts({}, _no_header, "", "")
+        self.accounts: dict[str, tuple[Account, ...]] = {}
+        self.series: dict[tuple[str, str], ExchangeSeries] = {}
+
+    def allows_model(self, model: str) -> bool:
+        """Whether key and route cover this model; "" is a request that names none."""
+        patterns = self.key.allowed_models
+        if patterns and not (model and any_matches(patterns, model)):
+            return False
+        patterns = self.route.models
+        return not patterns or bool(model and any_matches(patterns, model))
+
+
+def _no_header(name: str) -> str | None:
+    return None
+
+
+class Planner:
+    """Makes plans for one configuration."""
+
+    def __init__(
+        self, config: Config, ledger: Ledger, pools: Mapping[str, Pool], generation: int
+    ) -> None:
+        self.generation = generation
+        self.rules = make_rules(config.budgets)
+        self.keyring = Keyring(config.auth, config.keys, self.rules)
+        self._router = Router(config.routes, config.upstreams)
+        self._pools = pools
+        self._ledger = ledger
+        self._upstreams = {upstream.name: upstream for upstream in config.upstreams}
+        self._prefixes = {upstream.name: _prefix(upstream) for upstream in config.upstreams}
+        self._labels = tuple(
+            parse_expression(text) for text in (config.metrics.labels or {}).values()
+        )
+        self.anonymous = VirtualKey(Key(name=""), self.rules)
+
+    def plan(self, request: RequestHead, now: float, address: str) -> Plan:
+        """Authenticate and route a head. Raises a Refusal."""
+        plan = Plan()
+        plan.generation = self.generation
+        client_id = request.get(b"x-request-id") or request.get(b"request-id") or b""
+        if REQUEST_ID.fullmatch(client_id):
+            plan.request_id = client_id
+        if request.path == b"*":
+            raise NotImplementedHere("OPTIONS * is not served here")
+        path = normalise(request.path)
+        shown = self.keyring.authenticate(request, now, address)
+        plan.key = shown.key or self.anonymous
+        target = self._router.find(request.host, path, request.method)
+        if target is None:
+            raise RouteNotFound("no route covers this path; check the base URL")
+        route = plan.route = target.route
+        upstream = self._upstreams[route.upstream]
+        plan.pool = self._pools[upstream.name]
+        plan.path = path.decode("ascii")
+        writes = request.method in (b"POST", b"PUT", b"PATCH")
+        if request.method == b"POST":
+            plan.operation = openai.OPERATIONS.get(target.below, "")
+        plan.metered = writes and route.budgets
+        plan.strict = bool(writes and (plan.key.allowed_models or route.models))
+        plan.buffered = (plan.metered and plan.operation != "") or plan.strict
+        if plan.buffered and request.get(b"content-encoding") not in (None, b"identity"):
+            raise UnsupportedEncoding("send the body without Content-Encoding: it must be read")
+        plan.facts = Facts(plan.key.metadata, _header_reader(request), plan.path, "")
+        query = b"" if shown.query is None else b"?" + shown.query
+        plan.head = b"%b %b%b HTTP/1.1\r\n%b%b" % (
+            request.method,
+            target.path,
+            query,
+            self._prefixes[upstream.name],
+            _client_fields(request, shown.fields, upstream, plan.metered),
+        )
+        return plan
+
+    def accounts(self, plan: Plan, model: str, now: float) -> tuple[Account, ...]:
+        """The accounts that a request of this plan for `model` draws on. Raises MetadataMissing."""
+        found: list[Account] = []
+        facts = plan.facts._replace(model=model)
+        for rule in plan.key.rules:
+            values = rule.values(facts)
+            if values is not None:
+                found.append(self._ledger.account(rule.limit, values, now))
+            elif rule.denies_missing:
+                missing = ", ".join(
+                    expression.source
+                    for expression in rule.per
+                    if evaluate(expression, facts) is None
+                )
+                raise MetadataMissing(
+                    f"budget '{rule.limit.name}' counts by {missing}, which this request has not; "
+                    'add it to the key, or set on_missing = "skip"'
+                )
+        accounts = tuple(found)
+        if len(plan.accounts) >= _MODELS_OF_A_PLAN:
+            plan.accounts.clear()
+        plan.accounts[model] = accounts
+        return accounts
+
+    def labels(self, plan: Plan | None, model: str) -> tuple[str, ...]:
+        """The values of the operator's metric labels, "" where one has no value."""
+        if plan is None:
+            return ("",) * len(self._labels)
+        facts = plan.facts._replace(model=model)
+        return tuple(evaluate(expression, facts) or "" for expression in self._labels)
+
+
+def _header_reader(request: RequestHead) -> Callable[[str], str | None]:
+    def read(name: str) -> str | None:
+        value = request.get(name.encode())
+        return None if value is None else value.decode("latin-1")[:256]
+
+    return read
+
+
+def _prefix(upstream: Upstream) -> bytes:
+    """The part of the upstream head that is the same for all requests: Host, credential, extras."""
+    authority = upstream.base_url.split("//", 1)[1].split("/", 1)[0]
+    lines = [field("host", authority)]
+    if upstream.api_key:
+        lines.append(field("authorization", f"Bearer {upstream.api_key}"))
+    lines += [field(name.lower(), value) for name, value in (upstream.headers or {}).items()]
+    return b"".join(lines)
+
+
+def _client_fields(
+    request: RequestHead, carriers: frozenset[bytes], upstream: Upstream, metered: bool
+) -> bytes:
+    """The client's end-to-end fields, as they may be sent on."""
+    dropped = _DROPPED | carriers | {name.lower().encode() for name in upstream.headers or ()}
+    named = {
+        option
+        for lower, _, value in request.fields
+        if lower == b"connection"
+        for option in tokens(value)
+    }
+    lines: list[bytes] = []
+    accept_encoding = b""
+    for lower, name, value in request.fields:
+        if lower == b"accept-encoding":
+            accept_encoding = value if not accept_encoding else accept_encoding + b", " + value
+        elif (
+            lower not in dropped
+            and lower not in named
+            and not lower.startswith((b"proxy-", b"x-forwarded-"))
+        ):
+            lines.append(b"%b: %b\r\n" % (name, value))
+    if metered and not _NO_IDENTITY.search(accept_encoding):
+        accept_encoding = b"identity"
+    if accept_encoding:
+        lines.append(b"accept-encoding: %b\r\n" % accept_encoding)
+    return b"".join(lines)

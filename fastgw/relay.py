@@ -1,0 +1,125 @@
+"""Passes one answer to the client: head rebuilt, body as it comes, the meter looking on.
+
+A chunk that arrives leaves in the same turn of the loop, before anything is read from it; only a
+stream whose extra usage event must be taken out goes through the meter first. One write a message
+or a chunk: head and first bytes are joined, the last chunk and its end are joined.
+
+The client's framing is ours: a body of known size keeps it, any other is chunked for HTTP/1.1 and
+ended by the close of the connection for HTTP/1.0.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import orjson
+
+from fastgw.http1.body import LAST_CHUNK, chunk
+from fastgw.http1.response import ResponseHead
+from fastgw.http1.serialize import status_line
+from fastgw.usage import openai
+from fastgw.usage.meter import NO_METER, JsonMeter, Meter, StreamMeter
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from fastgw.http1.request import RequestHead
+    from fastgw.plan import Plan
+
+_COMPRESSED = frozenset({b"gzip", b"x-gzip", b"deflate"})
+_NO_STORE = b"x-accel-buffering: no\r\n"
+
+
+def make_meter(plan: Plan, head: ResponseHead, strip: bool) -> Meter:
+    """The meter for this answer. Errors of the provider cost nothing."""
+    if not plan.metered or head.status >= 400:
+        return NO_METER
+    compressed = head.encoding in _COMPRESSED
+    if head.media == b"text/event-stream":
+        return StreamMeter(openai, strip=strip, compressed=compressed)
+    return JsonMeter(
+        openai,
+        counts=plan.operation != "",
+        echoes=plan.operation == "responses",
+        compressed=compressed,
+    )
+
+
+class Relay:
+    """One answer on its way. `sent` counts the body bytes given to the client."""
+
+    __slots__ = ("_chunked", "_head_only", "_write", "closes", "event_stream", "sent", "strips")
+
+    def __init__(
+        self,
+        write: Callable[[bytes], object],
+        request: RequestHead,
+        head: ResponseHead,
+        *,
+        strips: bool,
+        closing: bool,
+    ) -> None:
+        """`strips`: the body may come out shorter than it went in. `closing`: the connection ends
+        after this answer."""
+        self._write = write
+        self.event_stream = head.media == b"text/event-stream"
+        self.strips = strips and self.event_stream
+        self.sent = 0
+        sized = head.length >= 0 and not self.strips
+        self._head_only = request.method == b"HEAD" or head.status in (204, 304)
+        self._chunked = not sized and not self._head_only and request.minor == 1
+        self.closes = (
+            closing
+            or not request.keep_alive
+            or (not sized and not self._head_only and request.minor == 0)
+        )
+
+    def begin(
+        self, request: RequestHead, head: ResponseHead, extra: bytes, body: bytes, ended: bool
+    ) -> None:
+        """Write head and first bytes. `extra`: header lines of ours, each with CRLF."""
+        if self._chunked:
+            framing = b"transfer-encoding: chunked\r\n"
+            body = self._frame(body, ended)
+        else:
+            framing = b""
+            if head.length >= 0 and not self._head_only and not self.strips:
+                framing = b"content-length: %d\r\n" % head.length
+            self.sent += len(body)
+        if self.closes:
+            framing += b"connection: close\r\n"
+        elif request.minor == 0:
+            framing += b"connection: keep-alive\r\n"
+        if self.event_stream:
+            framing += _NO_STORE
+        self._write(
+            b"".join(
+                (status_line(head.status), head.fields, extra, framing, b"\r\n", body)
+            )
+        )
+
+    def body(self, data: bytes, framed: bytes | None, ended: bool) -> None:
+        """Write more of the body; `framed` is the same as one canonical chunk, if known."""
+        if self._chunked:
+            if framed is not None and not ended:
+                self.sent += len(data)
+                self._write(framed)
+                return
+            data = self._frame(data, ended)
+        else:
+            self.sent += len(data)
+        if data:
+            self._write(data)
+
+    def _frame(self, body: bytes, ended: bool) -> bytes:
+        self.sent += len(body)
+        framed = chunk(body) if body else b""
+        return framed + LAST_CHUNK if ended else framed
+
+    def error_event(self, code: str, message: str) -> None:
+        """Tell the reader of a stream why it ends; nothing after it says that it is whole."""
+        event = orjson.dumps(
+            {"error": {"message": message, "type": "server_error", "param": None, "code": code}}
+        )
+        data = b"data: " + event + b"\n\n"
+        self._write(chunk(data) if self._chunked else data)

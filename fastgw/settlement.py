@@ -1,0 +1,136 @@
+"""Moves the ledger's batches to the store, and wakes who waits for an answer of it.
+
+One batch is under way at a time (group commit). Alone a debit leaves in the next turn of the loop;
+under load everything that piled up during a call leaves with the next one. A batch that failed is
+sent again as it was: its sequence makes that harmless.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import TYPE_CHECKING, Protocol
+
+from fastgw import clock, tasks
+from fastgw.errors import StoreUnavailable
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from fastgw.metrics import StoreSeries
+    from fastgw.policy.ledger import Account, Ledger
+    from fastgw.store.base import Store
+
+log = logging.getLogger(__name__)
+
+FIRST_RETRY = 0.05
+LAST_RETRY = 2.0
+
+
+class Waiter(Protocol):
+    """An exchange whose decision needs the store."""
+
+    def admit(self) -> None:
+        """The accounts are known now, or the store is away: decide."""
+
+
+class Settlement:
+    """Owner of the store connection. `up` tells whether the last call succeeded."""
+
+    def __init__(
+        self, ledger: Ledger, store: Store, *, pace: float = 0.0, series: StoreSeries | None = None
+    ) -> None:
+        """`pace`: seconds between two calls at least, for a store whose call costs much."""
+        self._ledger = ledger
+        self._store = store
+        self._pace = pace
+        self._series = series
+        self._wake = asyncio.Event()
+        self._waiting: list[tuple[Waiter, Sequence[Account], float]] = []
+        self._task: asyncio.Task[None] | None = None
+        self._ending = False
+        self.up = True
+        self.wake: Callable[[], None] = self._wake.set
+        """Tell it that the ledger has debits. Cheap; may be called any number of times."""
+
+    def start(self) -> None:
+        """Begin. Call once, in the loop."""
+        self._task = tasks.spawn(self._run(), "settlement")
+
+    def wait(self, waiter: Waiter, accounts: Sequence[Account], since: float) -> None:
+        """Call `waiter.admit()` when every account is known as of `since` or the store is away."""
+        self._waiting.append((waiter, accounts, since))
+        self._wake.set()
+
+    async def _run(self) -> None:
+        retry = FIRST_RETRY
+        while True:
+            batch = self._ledger.take()
+            if batch is None:
+                if self._ending:
+                    return
+                self._wake.clear()
+                await self._wake.wait()
+                continue
+            asked_at = clock.wall()
+            began = clock.monotonic()
+            try:
+                used = await self._store.settle(batch)
+                if len(used) != len(batch.debits):
+                    raise StoreUnavailable("the store answered for another batch")
+            except StoreUnavailable as error:
+                self._went_away(error)
+            except Exception:
+                # A settlement that dies of one malformed reply would stop all debits in silence.
+                log.exception("settlement: unexpected failure of the store; trying again")
+                self._went_away(StoreUnavailable("unexpected failure"))
+            else:
+                retry = FIRST_RETRY
+                self._ledger.settled(used, asked_at)
+                took = clock.monotonic() - began
+                if self._series is not None:
+                    self._series.settled(took, len(batch.debits))
+                self._came_back()
+                self._release()
+                if self._pace > took and not self._waiting and not self._ending:
+                    await asyncio.sleep(self._pace - took)
+                continue
+            self._release()
+            if self._ending:
+                return
+            await asyncio.sleep(retry)
+            retry = min(retry * 2, LAST_RETRY)
+
+    def _release(self) -> None:
+        waiting, self._waiting = self._waiting, []
+        for waiter, accounts, since in waiting:
+            if self.up and self._ledger.stale(accounts, since):
+                self._waiting.append((waiter, accounts, since))
+                continue
+            try:
+                waiter.admit()
+            except Exception:
+                log.exception("settlement: an exchange failed as it was admitted")
+
+    def _went_away(self, error: StoreUnavailable) -> None:
+        if self.up:
+            log.error("store away: %s; debits are kept and sent again", error)
+        self.up = False
+        if self._series is not None:
+            self._series.failed()
+
+    def _came_back(self) -> None:
+        if not self.up:
+            log.warning("store back: settling what was kept")
+        self.up = True
+
+    async def close(self, timeout: float) -> bool:
+        """Settle what is left, within `timeout` seconds. Returns whether nothing is pending."""
+        self._ending = True
+        self._wake.set()
+        if self._task is not None:
+            try:
+                await asyncio.wait_for(self._task, timeout)
+            except TimeoutError:
+                pass
+        return not self._ledger.has_work

@@ -1,0 +1,116 @@
+"""Server-sent events as bytes: where events end, what they carry (WHATWG HTML, 9.2.6).
+
+1. A line ends at CRLF, LF or CR, mixed freely; a blank line ends an event.
+2. A read may end anywhere. Only whole events are looked at; an unfinished one waits in a list of
+   pieces, so that an event of many reads is joined once, not copied once a read.
+3. Bytes are not decoded: no byte of a multi-byte character looks like CR, LF, a quote or a colon.
+4. One leading byte-order mark is dropped, by the reader of the payload, not from the bytes.
+
+The framer does not know what an event means.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+BOM = b"\xef\xbb\xbf"
+_END = re.compile(rb"(?:\r\n|\n|\r(?!\n))(?:\r\n|\n|\r(?!\n))")
+
+
+class EventFramer:
+    """Cuts a byte stream at the ends of events.
+
+    `feed` gives the bytes of all events that are complete now, as they came; `held` counts the
+    bytes of the unfinished event, `rest` gives them.
+    """
+
+    __slots__ = ("_last", "_pieces", "held")
+
+    def __init__(self) -> None:
+        self._pieces: list[bytes] = []
+        self._last = b""
+        self.held = 0
+
+    def feed(self, data: bytes) -> bytes:
+        """The whole events that end within `data`, with what was held before it; or b""."""
+        if not self.held and data.endswith(b"\n\n") and not data.startswith(b"\n"):
+            return data
+        if not data:
+            return b""
+        # An end may lie across the seam: look at the last bytes held together with the new ones.
+        seam = self._last + data
+        cut = last_end(seam) - len(self._last)
+        if cut <= 0:
+            self._pieces.append(data)
+            self.held += len(data)
+            self._last = seam[-3:]
+            return b""
+        self._pieces.append(data[:cut])
+        block = b"".join(self._pieces)
+        rest = data[cut:]
+        self._pieces = [rest] if rest else []
+        self.held = len(rest)
+        self._last = rest[-3:]
+        return block
+
+    def rest(self) -> bytes:
+        """The bytes of the unfinished event; servers often end without the last blank line."""
+        return b"".join(self._pieces)
+
+
+def last_end(data: bytes) -> int:
+    """The position after the last blank line in `data`, 0 if there is none.
+
+    A CR that ends `data` counts: a LF that may follow belongs to the same line end and then leads
+    the next block, where it is an empty line.
+    """
+    end = data.rfind(b"\n\n") + 2
+    if end == 1:
+        end = 0
+    if b"\r" in data:
+        for pair in (b"\n\r", b"\r\r"):
+            at = data.rfind(pair)
+            if at >= 0:
+                after = at + 2
+                if data[after : after + 1] == b"\n":
+                    after += 1
+                end = max(end, after)
+    return end
+
+
+def split_events(block: bytes) -> list[bytes]:
+    """The events of a block of whole events, each with the blank line that ends it."""
+    events = []
+    start = 0
+    for match in _END.finditer(block):
+        events.append(block[start : match.end()])
+        start = match.end()
+    if start < len(block):
+        events.append(block[start:])
+    return events
+
+
+def payloads(block: bytes) -> Iterator[bytes]:
+    """The data of each event in a block: data lines joined with LF; events without data left out.
+
+    Also takes an unfinished last event.
+    """
+    if b"\r" in block:
+        block = block.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+    for event in block.removeprefix(BOM).split(b"\n\n"):
+        if event.startswith(b"data: ") and b"\n" not in event:
+            yield event[6:]
+            continue
+        lines = []
+        for line in event.split(b"\n"):
+            if line.startswith(b"data:"):
+                value = line[5:]
+                lines.append(value[1:] if value.startswith(b" ") else value)
+            elif line == b"data":
+                lines.append(b"")
+        if lines:
+            yield b"\n".join(lines)

@@ -1,0 +1,220 @@
+"""The connections to one provider: every operation O(1).
+
+Idle connections are a stack: the one used last is used next, so that under little load few stay
+warm and the others run out. A connection that has waited longer than `keepalive_timeout` (or than
+the provider said it would keep it) is not used. When `max_connections` are busy, requests wait in
+order, for at most `connect_timeout`.
+
+`acquire` decides at once; only a new connection takes the loop's help.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import ssl
+from collections import deque
+from typing import TYPE_CHECKING, Protocol
+from urllib.parse import urlsplit
+
+from fastgw import clock, tasks
+from fastgw.upstream.connection import UpstreamConnection
+
+if TYPE_CHECKING:
+    from fastgw.config.tables import Upstream
+    from fastgw.flow_control import Sweeper
+
+log = logging.getLogger(__name__)
+
+MAX_WAITING = 10_000
+
+
+class Acquirer(Protocol):
+    """Who waits for a connection."""
+
+    def on_acquired(self, connection: UpstreamConnection) -> None:
+        """Here it is."""
+
+    def on_acquire_failure(self, reason: str) -> None:
+        """None to be had: `refused`, `timeout` or `full`."""
+
+
+class Pool:
+    """The connections of a worker to one upstream."""
+
+    def __init__(self, settings: Upstream, sweeper: Sweeper, buffer_size: int) -> None:
+        self.settings = settings
+        self.buffer_size = buffer_size
+        parts = urlsplit(settings.base_url)
+        self._host = parts.hostname or ""
+        self._port = parts.port or (443 if parts.scheme == "https" else 80)
+        self._tls: ssl.SSLContext | None = None
+        if parts.scheme == "https":
+            self._tls = ssl.create_default_context(cafile=settings.ca_file or None)
+            self._tls.minimum_version = ssl.TLSVersion.TLSv1_2
+        self._sweeper = sweeper
+        self._idle: dict[UpstreamConnection, None] = {}  # a stack with O(1) removal
+        self._waiting: deque[Ticket] = deque()
+        self._all: set[UpstreamConnection] = set()
+        self._connecting = 0
+        self._closed = False
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Connections by state, and requests that wait for one."""
+        idle = len(self._idle)
+        return {
+            "idle": idle,
+            "busy": len(self._all) - idle,
+            "connecting": self._connecting,
+            "waiting": sum(not ticket.done for ticket in self._waiting),
+        }
+
+    def acquire(self, acquirer: Acquirer, fresh: bool = False) -> UpstreamConnection | Ticket:
+        """A connection at once, or a ticket: then `acquirer` is called later.
+
+        `fresh` asks for a connection that was never used, for a repeat after a stale one.
+        """
+        idle = self._idle
+        if idle and not fresh:
+            now = clock.monotonic()
+            while idle:
+                connection, _ = idle.popitem()
+                if now < connection.idle_until:
+                    connection.reused = True
+                    return connection
+                connection.close()
+        ticket = Ticket(acquirer)
+        if len(self._all) + self._connecting < self.settings.max_connections:
+            self._connecting += 1
+            tasks.spawn(self._connect(ticket), f"connect {self.settings.name}")
+        elif len(self._waiting) >= MAX_WAITING:
+            asyncio.get_running_loop().call_soon(ticket.fail, "full")
+        else:
+            self._waiting.append(ticket)
+            ticket.timer = asyncio.get_running_loop().call_later(
+                self.settings.connect_timeout, ticket.fail, "full"
+            )
+        return ticket
+
+    def release(self, connection: UpstreamConnection, keep_for: int) -> None:
+        """A connection whose exchange ended soundly."""
+        if self._closed:
+            connection.close()
+            return
+        while self._waiting:
+            ticket = self._waiting.popleft()
+            if not ticket.done:
+                connection.reused = True
+                # In a turn of its own: the exchange that released is not done with its answer.
+                asyncio.get_running_loop().call_soon(self._hand_over, ticket, connection)
+                return
+        timeout = self.settings.keepalive_timeout
+        if keep_for:
+            timeout = min(timeout, max(0.0, keep_for - 1.0))
+        connection.idle_until = clock.monotonic() + timeout
+        self._idle[connection] = None
+
+    def _hand_over(self, ticket: Ticket, connection: UpstreamConnection) -> None:
+        if connection not in self._all:
+            ticket.fail("refused")
+        elif ticket.done:
+            self.release(connection, 0)
+        else:
+            ticket.fulfil(connection)
+
+    def forget(self, connection: UpstreamConnection) -> None:
+        """A connection that is closed."""
+        self._all.discard(connection)
+        self._idle.pop(connection, None)
+        if self._waiting and not self._closed:
+            self._serve_next()
+
+    def _serve_next(self) -> None:
+        while self._waiting and len(self._all) + self._connecting < self.settings.max_connections:
+            ticket = self._waiting.popleft()
+            if not ticket.done:
+                self._connecting += 1
+                tasks.spawn(self._connect(ticket), f"connect {self.settings.name}")
+
+    async def _connect(self, ticket: Ticket) -> None:
+        loop = asyncio.get_running_loop()
+        reason = ""
+        try:
+            async with asyncio.timeout(self.settings.connect_timeout):
+                _, connection = await loop.create_connection(
+                    lambda: UpstreamConnection(self, self._sweeper),
+                    self._host,
+                    self._port,
+                    ssl=self._tls,
+                    server_hostname=self._host if self._tls is not None else None,
+                )
+        except TimeoutError:
+            reason = "timeout"
+        except (OSError, ssl.SSLError) as error:
+            reason = "refused"
+            log.warning("upstream %s: cannot connect: %s", self.settings.name, error)
+        finally:
+            self._connecting -= 1
+        if reason:
+            ticket.fail(reason)
+            self._serve_next()
+            return
+        self._all.add(connection)
+        if self._closed:
+            connection.close()
+            ticket.fail("refused")
+        elif ticket.done:
+            self.release(connection, 0)
+        else:
+            ticket.fulfil(connection)
+
+    def expire(self, now: float) -> None:
+        """Close connections that waited too long; `now` in monotonic seconds."""
+        for connection in [each for each in self._idle if now >= each.idle_until]:
+            connection.close()
+
+    def close(self) -> None:
+        """Close the idle ones now, the busy ones as their exchanges end."""
+        self._closed = True
+        for connection in list(self._idle):
+            connection.close()
+
+    def abort(self) -> None:
+        """Close all now."""
+        self.close()
+        for connection in list(self._all):
+            connection.close()
+
+
+class Ticket:
+    """A place in the line. `cancel` when the client is gone."""
+
+    __slots__ = ("_acquirer", "done", "timer")
+
+    def __init__(self, acquirer: Acquirer) -> None:
+        self._acquirer: Acquirer | None = acquirer
+        self.done = False
+        self.timer: asyncio.TimerHandle | None = None
+
+    def cancel(self) -> None:
+        """Nobody waits any more."""
+        self.done = True
+        self._acquirer = None
+        if self.timer is not None:
+            self.timer.cancel()
+
+    def fulfil(self, connection: UpstreamConnection) -> None:
+        """Hand the connection over."""
+        acquirer = self._acquirer
+        self.cancel()
+        if acquirer is not None:
+            acquirer.on_acquired(connection)
+
+    def fail(self, reason: str) -> None:
+        """None to be had."""
+        acquirer = self._acquirer
+        self.cancel()
+        if acquirer is not None:
+            acquirer.on_acquire_failure(reason)
+

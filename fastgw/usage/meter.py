@@ -1,0 +1,365 @@
+"""Watches one answer pass and says what it cost.
+
+1. The bytes are relayed first and looked at afterwards; only a stream whose extra usage event must
+   be taken out goes through the meter on its way.
+2. No JSON is parsed in a stream until an event shows a usage that is not null: one regex a block.
+   It cannot match inside a JSON string, where its quotes would be escaped.
+3. Text is not counted while it passes. Blocks wait in a list, folded into a count when it grows
+   past KEEP_BYTES, and only read if the stream ends without usage.
+4. What the provider reported is believed, the last value of each field; what it did not report is
+   counted and marked so: never zero for text that was sent, never twice.
+
+bench/micro/meter.py has the cost of each step.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+from fastgw.model import NO_USAGE, Usage
+from fastgw.sse import EventFramer, payloads, split_events
+from fastgw.usage.estimate import BYTES_PER_TOKEN, ByteCounter
+from fastgw.usage.payload import Inflater, read_object
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+_USAGE = re.compile(rb'"usage"\s*:\s*\{')
+_TAIL_USAGE = re.compile(rb'"usage"\s*:\s*(\{[^{}]*(?:\{[^{}]*\}[^{}]*)*\})')
+_MODEL = re.compile(rb'"model"\s*:\s*"([^"\\]{1,200})"')
+
+KEEP_BYTES = 32 * 1024
+"""Bytes of a stream that wait unread; past it they are counted and let go."""
+
+HELD_EVENT = 64 * 1024
+"""An unfinished event larger than this is not the extra usage event: it is passed on at once."""
+
+PARSE_WHOLE = 64 * 1024
+"""A buffered answer up to this size is parsed whole; of a larger one the end is searched."""
+
+KEEP_BODY = 4 * 1024 * 1024
+TAIL = 8 * 1024
+
+
+class Dialect(Protocol):
+    """What the meter asks of a dialect; a module fulfils it."""
+
+    def usage_object(self, message: dict[str, Any], /) -> dict[str, Any] | None: ...  # noqa: D102
+    def normal_form(self, usage: dict[str, Any], /) -> Usage | None: ...  # noqa: D102
+    def is_usage_only(self, event: dict[str, Any], /) -> bool: ...  # noqa: D102
+    def texts(self, message: dict[str, Any], /) -> list[str]: ...  # noqa: D102
+    def model(self, message: dict[str, Any], /) -> str: ...  # noqa: D102
+
+
+class Metered(NamedTuple):
+    """What the meter found: the usage, the model that answered ("" unknown), an error event."""
+
+    usage: Usage
+    model: str
+    error: bool
+
+
+UNMETERED = Metered(NO_USAGE, "", False)
+
+
+class Meter(Protocol):
+    """Watches one answer."""
+
+    def feed(self, data: bytes) -> bytes:
+        """Look at the next bytes of the body; return the bytes that may go to the client now."""
+
+    def rest(self) -> bytes:
+        """At the end: bytes still held back that belong to the client."""
+
+    @property
+    def between_events(self) -> bool:
+        """Whether an event of ours may be put into the stream now."""
+
+    def finish(self, complete: bool, prompt: Callable[[], int]) -> Metered:
+        """The verdict. `complete` tells whether the provider ended its message soundly;
+        `prompt` gives the counted input tokens and is called only if they are needed."""
+
+
+class StreamMeter:
+    """Watches server-sent events.
+
+    With `strip` the extra event that include_usage makes is taken out, and nothing else: an
+    unfinished event is held until it is whole, since it might be that one.
+    """
+
+    __slots__ = (
+        "_blocks",
+        "_counter",
+        "_dialect",
+        "_first",
+        "_framer",
+        "_inflater",
+        "_kept",
+        "_last",
+        "_passed",
+        "_strip",
+        "_usage",
+    )
+
+    def __init__(self, dialect: Dialect, *, strip: bool = False, compressed: bool = False) -> None:
+        self._dialect = dialect
+        self._framer = EventFramer()
+        self._strip = strip and not compressed
+        self._inflater = Inflater() if compressed else None
+        self._usage: dict[str, Any] = {}
+        self._blocks: list[bytes] = []
+        self._kept = 0
+        self._counter: ByteCounter | None = None
+        self._first = b""
+        self._last = b""
+        self._passed = 0  # bytes of the unfinished event that the client already has
+
+    def feed(self, data: bytes) -> bytes:
+        """Look at `data`; return what may go to the client now."""
+        plain = data if self._inflater is None else self._inflater.feed(data)
+        block = self._framer.feed(plain)
+        if not block:
+            return self._hold(data) if self._strip else data
+        self._last = block
+        if not self._first:
+            self._first = block
+        self._blocks.append(block)
+        self._kept += len(block)
+        hit = _USAGE.search(block) is not None
+        stripped = self._read_usage(block) if hit else block
+        if self._kept > KEEP_BYTES:
+            self._fold()
+        if not self._strip:
+            return data
+        if self._passed:
+            stripped = block  # its head is out already
+            stripped = stripped[self._passed :]
+            self._passed = 0
+        return stripped
+
+    def _hold(self, data: bytes) -> bytes:
+        """The unfinished event grows: hold it, unless it is too large to be the one to strip."""
+        if self._passed:
+            self._passed += len(data)
+            return data
+        if self._framer.held <= HELD_EVENT:
+            return b""
+        held = self._framer.rest()
+        self._passed = len(held)
+        return held
+
+    def _read_usage(self, block: bytes) -> bytes:
+        """Note the usage in `block`; return the block without its usage-only events."""
+        kept: list[bytes] = []
+        for event in split_events(block):
+            drop = False
+            if _USAGE.search(event) is not None:
+                for payload in payloads(event):
+                    message = read_object(payload)
+                    if message is None:
+                        continue
+                    usage = self._dialect.usage_object(message)
+                    if usage is not None:
+                        self._merge(usage)
+                        drop = self._strip and self._dialect.is_usage_only(message)
+            if not drop:
+                kept.append(event)
+        return b"".join(kept)
+
+    def _merge(self, usage: dict[str, Any]) -> None:
+        for name, value in usage.items():
+            if value is not None:
+                self._usage[name] = value
+
+    def _fold(self) -> None:
+        """Count the text of the blocks that wait and let them go."""
+        if self._counter is None:
+            self._counter = ByteCounter()
+        add = self._counter.add
+        for block in self._blocks:
+            for payload in payloads(block):
+                message = read_object(payload)
+                if message is not None:
+                    for text in self._dialect.texts(message):
+                        add(text)
+        self._blocks.clear()
+        self._kept = 0
+
+    def rest(self) -> bytes:
+        """An unfinished last event, unless it is the one to strip."""
+        rest = self._framer.rest()
+        if not rest or not self._strip or self._passed:
+            return b""
+        for payload in payloads(rest):
+            message = read_object(payload)
+            if message is not None and self._dialect.is_usage_only(message):
+                return b""
+        return rest
+
+    @property
+    def between_events(self) -> bool:
+        """Whether the client has no part of an unfinished event."""
+        return self._inflater is None and (
+            not self._framer.held or (self._strip and not self._passed)
+        )
+
+    def finish(self, complete: bool, prompt: Callable[[], int]) -> Metered:
+        """The verdict; see Meter."""
+        rest = self._framer.rest()
+        if rest:
+            self._last = rest
+            self._blocks.append(rest)
+            if _USAGE.search(rest) is not None:
+                self._read_usage(rest)
+        model, error = self._ends()
+        usage = self._dialect.normal_form(self._usage) if self._usage else None
+        if usage is not None and complete:
+            return Metered(usage, model, error)
+        self._fold()
+        counted = self._counter.total() if self._counter is not None else 0
+        if usage is None:
+            return Metered(Usage(prompt(), counted, source="counted"), model, error)
+        if counted > usage.output_tokens:
+            # Cut after an interim usage: what came since is counted.
+            usage = Usage(
+                usage.input_tokens,
+                counted,
+                usage.cached_input_tokens,
+                usage.cache_write_tokens,
+                usage.reasoning_tokens,
+                source="counted",
+            )
+        return Metered(usage, model, error)
+
+    def _ends(self) -> tuple[str, bool]:
+        """The model, from the first event; whether the last events hold an error."""
+        model = ""
+        for payload in payloads(self._first or self._last):
+            message = read_object(payload)
+            if message is not None:
+                model = self._dialect.model(message)
+                break
+        error = False
+        if b"error" in self._last or b"failed" in self._last:
+            for payload in payloads(self._last):
+                message = read_object(payload)
+                if message is not None and (
+                    isinstance(message.get("error"), dict | str)
+                    or message.get("type") in ("error", "response.failed")
+                    or message.get("object") == "error"
+                ):
+                    error = True
+        return model, error
+
+
+class JsonMeter:
+    """Watches a buffered answer: keeps it (a large one: its ends) and reads it when it is over."""
+
+    __slots__ = ("_compressed", "_counts", "_dialect", "_echoes", "_head", "_pieces", "_size")
+
+    def __init__(
+        self,
+        dialect: Dialect,
+        *,
+        counts: bool = True,
+        echoes: bool = False,
+        compressed: bool = False,
+    ) -> None:
+        """`counts`: an answer without usage is counted. `echoes`: the answer repeats JSON of the
+        client's, so that the end alone cannot be believed."""
+        self._dialect = dialect
+        self._counts = counts
+        self._echoes = echoes
+        self._compressed = compressed
+        self._pieces: list[bytes] = []
+        self._head = b""
+        self._size = 0
+
+    def feed(self, data: bytes) -> bytes:
+        """Keep `data`; it goes to the client as it is."""
+        self._pieces.append(data)
+        self._size += len(data)
+        if self._size > KEEP_BODY and not self._compressed:
+            body = b"".join(self._pieces)
+            if not self._head:
+                self._head = body[:TAIL]
+            if len(body) > 2 * TAIL and self._head:
+                self._pieces = [body[-TAIL:]]
+        return data
+
+    def rest(self) -> bytes:
+        """Nothing is ever held back."""
+        return b""
+
+    @property
+    def between_events(self) -> bool:
+        """There are no events."""
+        return False
+
+    def finish(self, complete: bool, prompt: Callable[[], int]) -> Metered:
+        """The verdict; see Meter."""
+        body = self._pieces[0] if len(self._pieces) == 1 else b"".join(self._pieces)
+        if self._compressed:
+            body = Inflater().feed(body)
+        large = len(body) > PARSE_WHOLE and not self._echoes
+        if complete and (large or self._head):
+            found = self._search_tail(body)
+            if found is not None:
+                return found
+        message = read_object(body) if complete and not self._head else None
+        if message is not None:
+            usage = self._dialect.usage_object(message)
+            normal = self._dialect.normal_form(usage) if usage is not None else None
+            model = self._dialect.model(message)
+            error = isinstance(message.get("error"), dict)
+            if normal is not None:
+                return Metered(normal, model, error)
+            if error or not self._counts:
+                return Metered(NO_USAGE, model, error)
+            counter = ByteCounter()
+            for text in self._dialect.texts(message):
+                counter.add(text)
+            return Metered(Usage(prompt(), counter.total(), source="counted"), model, False)
+        if not self._counts:
+            return UNMETERED
+        return Metered(
+            Usage(prompt(), -(-self._size // BYTES_PER_TOKEN), source="counted"), "", False
+        )
+
+    def _search_tail(self, body: bytes) -> Metered | None:
+        found = None
+        for found in _TAIL_USAGE.finditer(body[-TAIL:]):
+            pass
+        usage = read_object(found[1]) if found is not None else None
+        normal = self._dialect.normal_form(usage) if usage is not None else None
+        if normal is None:
+            return None
+        model = _MODEL.search(body[-TAIL:]) or _MODEL.search(self._head or body[:TAIL])
+        return Metered(normal, model[1].decode("utf-8", "replace") if model else "", False)
+
+
+class NoMeter:
+    """Watches nothing: an error answer, or a route that is not metered."""
+
+    __slots__ = ()
+
+    def feed(self, data: bytes) -> bytes:
+        """Everything goes to the client as it is."""
+        return data
+
+    def rest(self) -> bytes:
+        """Nothing is ever held back."""
+        return b""
+
+    @property
+    def between_events(self) -> bool:
+        """There are no events."""
+        return False
+
+    def finish(self, complete: bool, prompt: Callable[[], int]) -> Metered:
+        """Nothing to pay."""
+        return UNMETERED
+
+
+NO_METER = NoMeter()

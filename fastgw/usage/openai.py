@@ -1,0 +1,186 @@
+"""The OpenAI dialect: where chat completions, completions, embeddings and responses put usage.
+
+Usage stands in `usage` of a buffered answer; in a stream of chat or completions in the event with
+`choices: []` (OpenAI), in the finish event with choices (Mistral, DeepSeek), in `x_groq.usage`
+(Groq) or in every event (Gemini, vLLM); in a stream of responses in `response.usage` of the last
+event. The last value wins, per field; a null or a missing field erases nothing; an explicit 0 is a
+value. Cached tokens are part of the input, reasoning is part of the output; where a provider leaves
+reasoning out of completion_tokens (xAI, Gemini) the total tells.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastgw.model import Usage
+
+OPERATIONS = {
+    "/chat/completions": "chat",
+    "/completions": "text_completion",
+    "/embeddings": "embeddings",
+    "/responses": "responses",
+}
+"""Path below the base URL -> operation: the values of gen_ai_operation_name."""
+
+TAKES_STREAM_OPTIONS = frozenset({"chat", "text_completion"})
+"""Operations with `stream_options.include_usage`; responses rejects it and reports by itself."""
+
+_FINAL_RESPONSE_EVENTS = frozenset(
+    {"response.completed", "response.incomplete", "response.failed", "response.cancelled"}
+)
+
+
+def usage_object(message: dict[str, Any]) -> dict[str, Any] | None:
+    """The usage object of a buffered answer or of one stream event; None where there is none.
+
+    Events of a type unknown to us are not believed, whatever they carry.
+    """
+    kind = message.get("type")
+    if isinstance(kind, str) and "choices" not in message:
+        if kind in _FINAL_RESPONSE_EVENTS:
+            response = message.get("response")
+            usage = response.get("usage") if isinstance(response, dict) else None
+            return usage if isinstance(usage, dict) else None
+        if "." in kind or message.get("object") is None:
+            return None
+    usage = message.get("usage")
+    if not isinstance(usage, dict):
+        groq = message.get("x_groq")
+        usage = groq.get("usage") if isinstance(groq, dict) else None
+    return usage if isinstance(usage, dict) else None
+
+
+def normal_form(usage: dict[str, Any]) -> Usage | None:
+    """Usage in the normal form, source `reported`; None if it holds no count at all."""
+    given = _number(usage, "prompt_tokens", "input_tokens")
+    made = _number(usage, "completion_tokens", "output_tokens")
+    total = _number(usage, "total_tokens")
+    if given is None and made is None and total is None:
+        return None
+    input_tokens = given if given is not None else max(0, (total or 0) - (made or 0))
+    output_tokens = made or 0
+    if total is not None and given is not None and total > given + output_tokens:
+        output_tokens = total - given
+    inputs = _details(usage, "prompt_tokens_details", "input_tokens_details")
+    outputs = _details(usage, "completion_tokens_details", "output_tokens_details")
+    cached = _number(inputs, "cached_tokens")
+    if cached is None:
+        cached = _number(usage, "prompt_cache_hit_tokens", "cached_tokens")
+    return Usage(
+        input_tokens=input_tokens,
+        output_tokens=output_tokens,
+        cached_input_tokens=cached or 0,
+        cache_write_tokens=_number(inputs, "cache_write_tokens") or 0,
+        reasoning_tokens=_number(outputs, "reasoning_tokens")
+        or _number(usage, "reasoning_tokens")
+        or 0,
+        source="reported",
+    )
+
+
+def is_usage_only(event: dict[str, Any]) -> bool:
+    """Whether this is the extra event of include_usage: no choices, and a usage that is not null.
+
+    A usage beside choices is part of the answer and stays.
+    """
+    return event.get("choices") == [] and isinstance(event.get("usage"), dict)
+
+
+def texts(message: dict[str, Any]) -> list[str]:
+    """All visible text that the model wrote in a stream event or a buffered answer.
+
+    Answers, reasoning and tool arguments; not the padding that OpenAI sends as `obfuscation`.
+    """
+    found: list[str] = []
+    choices = message.get("choices")
+    if isinstance(choices, list):
+        for choice in choices:
+            if isinstance(choice, dict):
+                _choice_texts(choice, found)
+        return found
+    kind = message.get("type")
+    if isinstance(kind, str) and kind.endswith(".delta"):
+        delta = message.get("delta")
+        if isinstance(delta, str) and kind.startswith("response."):
+            found.append(delta)
+        return found
+    output = message.get("output")
+    if isinstance(output, list) and message.get("object") == "response":
+        for item in output:
+            if isinstance(item, dict):
+                _item_texts(item, found)
+    return found
+
+
+def model(message: dict[str, Any]) -> str:
+    """The model that answered, "" where the message does not say."""
+    name = message.get("model")
+    if name is None:
+        response = message.get("response")
+        name = response.get("model") if isinstance(response, dict) else None
+    return name if isinstance(name, str) else ""
+
+
+def _choice_texts(choice: dict[str, Any], found: list[str]) -> None:
+    text = choice.get("text")
+    if isinstance(text, str):
+        found.append(text)
+    part = choice.get("delta")
+    if not isinstance(part, dict):
+        part = choice.get("message")
+    if not isinstance(part, dict):
+        return
+    for name in ("content", "reasoning_content", "reasoning", "refusal"):
+        value = part.get(name)
+        if isinstance(value, str):
+            found.append(value)
+        elif isinstance(value, list):
+            found.extend(
+                piece["text"]
+                for piece in value
+                if isinstance(piece, dict) and isinstance(piece.get("text"), str)
+            )
+    calls = part.get("tool_calls")
+    functions = [call.get("function") for call in calls if isinstance(call, dict)] if isinstance(
+        calls, list
+    ) else []
+    functions.append(part.get("function_call"))
+    for function in functions:
+        if isinstance(function, dict):
+            found.extend(
+                value
+                for value in (function.get("name"), function.get("arguments"))
+                if isinstance(value, str)
+            )
+
+
+def _item_texts(item: dict[str, Any], found: list[str]) -> None:
+    arguments = item.get("arguments")
+    if isinstance(arguments, str):
+        found.append(arguments)
+    for name in ("content", "summary"):
+        parts = item.get(name)
+        if isinstance(parts, list):
+            found.extend(
+                part["text"]
+                for part in parts
+                if isinstance(part, dict) and isinstance(part.get("text"), str)
+            )
+
+
+def _number(fields: dict[str, Any], *names: str) -> int | None:
+    for name in names:
+        value = fields.get(name)
+        if isinstance(value, bool):
+            continue
+        if isinstance(value, int) or (isinstance(value, float) and value == value // 1):
+            return max(0, int(value))
+    return None
+
+
+def _details(usage: dict[str, Any], *names: str) -> dict[str, Any]:
+    for name in names:
+        value = usage.get(name)
+        if isinstance(value, dict):
+            return value
+    return {}

@@ -1,0 +1,51 @@
+"""Reads one JSON object from bytes that others wrote, as lenient as it must be."""
+
+from __future__ import annotations
+
+import json  # noqa: TID251 - orjson refuses lone surrogates and NaN, which providers and clients send
+import zlib
+from typing import Any
+
+import orjson
+
+MAX_INFLATED = 64 * 1024 * 1024
+
+
+def read_object(data: bytes) -> dict[str, Any] | None:
+    """The JSON object in `data`, None if it is not one."""
+    try:
+        value = orjson.loads(data)
+    except orjson.JSONDecodeError:
+        try:
+            value = json.loads(data.decode("utf-8-sig", "replace"))
+        except (ValueError, RecursionError):
+            return None
+    return value if isinstance(value, dict) else None
+
+
+class Inflater:
+    """Opens gzip and deflate bodies for the meter while the client gets the bytes as they came.
+
+    Stops, with `failed` set, at bytes that are not compressed as announced and past MAX_INFLATED
+    bytes: the meter then knows only what it saw.
+    """
+
+    __slots__ = ("_left", "_zlib", "failed")
+
+    def __init__(self) -> None:
+        self._zlib = zlib.decompressobj(47)  # gzip or zlib by their header
+        self._left = MAX_INFLATED
+        self.failed = False
+
+    def feed(self, data: bytes) -> bytes:
+        """The plain bytes that `data` completes."""
+        if self.failed:
+            return b""
+        try:
+            plain = self._zlib.decompress(data, self._left)
+        except zlib.error:
+            self.failed = True
+            return b""
+        self._left -= len(plain)
+        self.failed = self._left <= 0
+        return plain

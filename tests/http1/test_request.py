@@ -1,0 +1,176 @@
+import pytest
+
+from fastgw import errors
+from fastgw.http1.request import UNSIZED, HeadMemo, read_request_head
+
+GOOD = (
+    b"POST /openai/v1/chat/completions HTTP/1.1\r\n"
+    b"Host: localhost:8080\r\n"
+    b"Authorization: Bearer sk-test\r\n"
+    b"Content-Type: application/json\r\n"
+    b"Content-Length: 12\r\n\r\n"
+)
+
+
+def head(*fields: bytes, line: bytes = b"GET /x HTTP/1.1", host: bytes = b"Host: a") -> bytes:
+    return b"\r\n".join([line, *([host] if host else []), *fields, b"", b""])
+
+
+def test_reads_what_a_client_sends() -> None:
+    request, length = read_request_head(GOOD, 100)
+    assert (request.method, request.path, request.query) == (
+        b"POST",
+        b"/openai/v1/chat/completions",
+        None,
+    )
+    assert length == 12
+    assert request.has_length
+    assert request.keep_alive
+    assert request.get(b"authorization") == b"Bearer sk-test"
+    assert "sk-test" not in repr(request)
+
+
+@pytest.mark.parametrize(
+    ("raw", "error"),
+    [
+        (head(host=b""), errors.BadRequest),
+        (head(b"Host: b"), errors.BadRequest),
+        (head(host=b"Host: a b"), errors.BadRequest),
+        (head(host=b"Host: a,b"), errors.BadRequest),
+        (head(host=b"Host: user@a"), errors.BadRequest),
+        (head(host=b"Host: "), errors.BadRequest),
+        (head(line=b"GET  /x HTTP/1.1"), errors.BadRequest),
+        (head(line=b"GET /x  HTTP/1.1"), errors.BadRequest),
+        (head(line=b"GET /x"), errors.BadRequest),
+        (head(line=b"GET /x HTTP/2.0"), errors.VersionNotSupported),
+        (head(line=b"GET /x HTTP/1.2"), errors.VersionNotSupported),
+        (head(line=b"PRI * HTTP/2.0"), errors.VersionNotSupported),
+        (head(line=b"get /x HTTP/1.1"), errors.BadRequest),
+        (head(line=b"CONNECT a:1 HTTP/1.1"), errors.NotImplementedHere),
+        (head(line=b"TRACE /x HTTP/1.1"), errors.NotImplementedHere),
+        (head(line=b"GET /x#y HTTP/1.1"), errors.BadRequest),
+        (head(line=b"GET /\xff HTTP/1.1"), errors.BadRequest),
+        (head(line=b"GET x HTTP/1.1"), errors.BadRequest),
+        (head(line=b"GET * HTTP/1.1"), errors.BadRequest),
+        (head(line=b"GET http://b/x HTTP/1.1"), errors.BadRequest),
+        (head(line=b"GET ftp://a/x HTTP/1.1"), errors.BadRequest),
+        (head(b"Content-Length: 1", b"Content-Length: 1"), errors.BadRequest),
+        (head(b"Content-Length: 1, 1"), errors.BadRequest),
+        (head(b"Content-Length: +1"), errors.BadRequest),
+        (head(b"Content-Length: -1"), errors.BadRequest),
+        (head(b"Content-Length: 0x1"), errors.BadRequest),
+        (head(b"Content-Length: 1_0"), errors.BadRequest),
+        (head(b"Content-Length: "), errors.BadRequest),
+        (head(b"Content-Length: 99999999999999999999999"), errors.BadRequest),
+        (head(b"Content-Length: 1", b"Transfer-Encoding: chunked"), errors.BadRequest),
+        (head(b"Transfer-Encoding: chunked", b"Content-Length: 1"), errors.BadRequest),
+        (head(b"Transfer-Encoding: chunked", b"Transfer-Encoding: chunked"), errors.BadRequest),
+        (head(b"Transfer-Encoding: ,chunked"), errors.Refusal),
+        (head(b"Transfer-Encoding: gzip, chunked"), errors.Refusal),
+        (head(b"Transfer-Encoding: identity"), errors.Refusal),
+        (head(b"Transfer-Encoding: xchunked"), errors.Refusal),
+        (head(b"Transfer-Encoding: chunked", line=b"POST /x HTTP/1.0"), errors.BadRequest),
+        (head(b"X-Y : 1"), errors.BadRequest),
+        (head(b" X: 1"), errors.BadRequest),
+        (head(b"X: 1", b"\tfolded"), errors.BadRequest),
+        (head(b"X: a\rb"), errors.BadRequest),
+        (head(b"X: a\nb: c"), errors.BadRequest),
+        (head(b"X: a\0b"), errors.BadRequest),
+        (head(b"X\xff: 1"), errors.BadRequest),
+        (head(b": 1"), errors.BadRequest),
+        (head(b"no colon"), errors.BadRequest),
+        (head(b"Authorization: Bearer a", b"Authorization: Bearer b"), errors.BadRequest),
+        (head(b"Expect: 200-ok"), errors.ExpectationFailed),
+        (head(*[b"X: 1"] * 101), errors.HeadTooLarge),
+    ],
+)
+def test_refuses_what_two_parsers_could_read_differently(
+    raw: bytes, error: type[errors.Refusal]
+) -> None:
+    with pytest.raises(error):
+        read_request_head(raw, 100)
+
+
+def test_absolute_form_must_agree_with_host() -> None:
+    request, _ = read_request_head(head(line=b"GET http://A/x?q=1 HTTP/1.1"), 100)
+    assert (request.path, request.query) == (b"/x", b"q=1")
+    request, _ = read_request_head(head(line=b"GET http://a HTTP/1.1"), 100)
+    assert request.path == b"/"
+
+
+@pytest.mark.parametrize(
+    ("fields", "line", "keep"),
+    [
+        ((), b"GET /x HTTP/1.1", True),
+        ((b"Connection: close",), b"GET /x HTTP/1.1", False),
+        ((b"Connection: Keep-Alive, Close",), b"GET /x HTTP/1.1", False),
+        ((), b"GET /x HTTP/1.0", False),
+        ((b"Connection: keep-alive",), b"GET /x HTTP/1.0", True),
+    ],
+)
+def test_keep_alive(fields: tuple[bytes, ...], line: bytes, keep: bool) -> None:
+    assert read_request_head(head(*fields, line=line), 100)[0].keep_alive is keep
+
+
+def test_http_1_0_needs_no_host_and_upgrade_offers_are_ignored() -> None:
+    assert read_request_head(head(line=b"GET /x HTTP/1.0", host=b""), 100)[0].minor == 0
+    offer = head(b"Connection: Upgrade, HTTP2-Settings", b"Upgrade: h2c", b"HTTP2-Settings: AAA")
+    assert read_request_head(offer, 100)[0].path == b"/x"
+
+
+def test_chunked_is_unsized() -> None:
+    request, length = read_request_head(
+        head(b"Transfer-Encoding: Chunked", line=b"POST /x HTTP/1.1"), 100
+    )
+    assert length == UNSIZED
+    assert request.chunked
+
+
+class TestHeadMemo:
+    def remembered(self) -> HeadMemo:
+        memo = HeadMemo()
+        memo.remember(GOOD, read_request_head(GOOD, 100)[0])
+        return memo
+
+    def test_knows_the_same_head_with_another_length(self) -> None:
+        memo = self.remembered()
+        other = GOOD.replace(b"Length: 12", b"Length: 98765") + b"body"
+        end = memo.match(other)
+        assert end == len(other) - 4
+        assert memo.length(other, end) == 98765
+
+    @pytest.mark.parametrize("digits", [b"", b"+1", b"1 ", b"0x1", b"1" * 19, b"1,1", b"\xb2"])
+    def test_takes_only_plain_digits(self, digits: bytes) -> None:
+        memo = self.remembered()
+        other = GOOD.replace(b"Length: 12", b"Length: " + digits)
+        end = memo.match(other)
+        assert not end or memo.length(other, end) == UNSIZED
+
+    def test_any_other_byte_is_another_head(self) -> None:
+        memo = self.remembered()
+        for at in range(len(GOOD)):
+            if GOOD[at : at + 1].isdigit() and b"Length: " in GOOD[at - 9 : at + 1]:
+                continue
+            changed = GOOD[:at] + bytes((GOOD[at] ^ 1,)) + GOOD[at + 1 :]
+            assert not memo.match(changed), at
+            assert not memo.match(GOOD[:at])
+
+    def test_a_head_without_a_body_is_known_too(self) -> None:
+        memo = HeadMemo()
+        raw = head()
+        memo.remember(raw, read_request_head(raw, 100)[0])
+        assert memo.match(raw + b"next") == len(raw)
+        assert memo.length(raw, len(raw)) == 0
+
+    def test_a_field_that_mentions_the_length_does_not_confuse_it(self) -> None:
+        raw = head(b"X: content-length: 7", b"content-LENGTH: \t 7", line=b"POST /x HTTP/1.1")
+        memo = HeadMemo()
+        memo.remember(raw, read_request_head(raw, 100)[0])
+        other = raw.replace(b"\t 7", b"\t 41")
+        assert memo.length(other, memo.match(other)) == 41
+
+    def test_chunked_heads_are_read_each_time(self) -> None:
+        raw = head(b"Transfer-Encoding: chunked", line=b"POST /x HTTP/1.1")
+        memo = HeadMemo()
+        memo.remember(raw, read_request_head(raw, 100)[0])
+        assert not memo.match(raw)

@@ -1,0 +1,192 @@
+import math
+from dataclasses import dataclass, field
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fastgw.model import Batch, Usage
+from fastgw.policy.ledger import MAX_BATCH, Ledger, Limit
+from fastgw.policy.window import EpochWindow
+
+
+@dataclass
+class Book:
+    """A store by the contract, kept in a dict: what the ledger is checked against."""
+
+    used: dict[str, int] = field(default_factory=dict)
+    seen: dict[tuple[str, str], int] = field(default_factory=dict)
+
+    def settle(self, batch: Batch) -> list[int]:
+        out = []
+        for debit in batch.debits:
+            if self.seen.get((debit.account, batch.writer), 0) < batch.sequence:
+                self.seen[debit.account, batch.writer] = batch.sequence
+                self.used[debit.account] = self.used.get(debit.account, 0) + debit.amount
+            out.append(self.used.get(debit.account, 0))
+        return out
+
+
+def limit(amount: int = 100, unit: str = "tokens", **more: bool) -> Limit:
+    return Limit("daily", unit, amount, EpochWindow("day"), **more)
+
+
+def settle(ledger: Ledger, book: Book, now: float) -> None:
+    while (batch := ledger.take()) is not None:
+        ledger.settled(book.settle(batch), now)
+
+
+def test_a_count_never_heard_of_is_asked_for_first() -> None:
+    ledger, book = Ledger("w", 0.1), Book()
+    account = ledger.account(limit(), ("alice",), 1000.0)
+    book.used[account.count.key] = 100
+    assert ledger.stale((account,), 1000.0)
+    settle(ledger, book, 1000.0)
+    assert not ledger.stale((account,), 1000.05)
+    assert ledger.refuses((account,)) is account
+
+
+def test_the_request_that_crosses_completes_and_the_next_is_refused() -> None:
+    ledger = Ledger("w", math.inf)
+    account = ledger.account(limit(), ("alice",), 1000.0)
+    other = ledger.account(account.limit, ("bob",), 1000.0)
+    for _ in range(5):
+        assert ledger.refuses((account,)) is None
+        ledger.debit((account,), Usage(10, 9), 1000.0)
+    assert account.count.spent == 95
+    assert ledger.refuses((account,)) is None
+    ledger.debit((account,), Usage(10, 9), 1000.0)
+    assert ledger.refuses((account,)) is account
+    assert account.remaining == 0
+    assert account.limit.refusals == 1
+    assert ledger.refuses((other,)) is None
+
+
+def test_the_end_of_the_window_refills_and_late_debits_stay_where_they_were_made() -> None:
+    ledger, book = Ledger("w", math.inf), Book()
+    account = ledger.account(limit(), ("alice",), 86_399.0)
+    first = account.count.key
+    ledger.debit((account,), Usage(100, 0), 86_399.0)
+    assert ledger.refuses((account,)) is account
+    assert ledger.stale((account,), 86_400.0)  # a new window: never heard of
+    ledger.debit((account,), Usage(7, 0), 86_400.0)
+    settle(ledger, book, 86_400.0)
+    assert not ledger.stale((account,), 86_400.0)
+    assert ledger.refuses((account,)) is None
+    assert book.used == {first: 100, account.count.key: 7}
+
+
+def test_units() -> None:
+    ledger = Ledger("w", math.inf)
+    accounts = tuple(
+        ledger.account(Limit(unit, unit, 100, EpochWindow("day")), (), 0.0)
+        for unit in ("tokens", "input_tokens", "output_tokens", "requests")
+    )
+    assert ledger.refuses(accounts) is None
+    ledger.debit(accounts, Usage(10, 3), 0.0)
+    assert [account.count.spent for account in accounts] == [13, 10, 3, 1]
+
+
+def test_all_or_none() -> None:
+    ledger = Ledger("w", math.inf)
+    requests = ledger.account(Limit("r", "requests", 5, EpochWindow("day")), (), 0.0)
+    empty = ledger.account(Limit("t", "tokens", 0, EpochWindow("day")), (), 0.0)
+    assert ledger.refuses((requests, empty)) is empty
+    assert requests.count.spent == 0
+
+
+def test_shadow_counts_and_never_refuses() -> None:
+    ledger = Ledger("w", math.inf)
+    account = ledger.account(limit(1, shadow=True), (), 0.0)
+    ledger.debit((account,), Usage(5, 5), 0.0)
+    assert ledger.refuses((account,)) is None
+    assert account.limit.refusals == 1
+    assert account.count.spent == 10
+
+
+def test_debits_during_a_call_are_seen_at_once_and_leave_with_the_next_batch() -> None:
+    ledger, book = Ledger("w", math.inf), Book()
+    account = ledger.account(limit(), (), 0.0)
+    ledger.debit((account,), Usage(1, 0), 0.0)
+    first = ledger.take()
+    assert first is not None
+    ledger.debit((account,), Usage(2, 0), 0.0)
+    assert account.count.spent == 3
+    assert ledger.take() is first  # until it is acknowledged, the same again
+    book.settle(first)
+    ledger.settled(book.settle(first), 0.0)  # applied twice, counted once
+    assert account.count.spent == 3
+    second = ledger.take()
+    assert second is not None
+    assert second.sequence == first.sequence + 1
+    assert [debit.amount for debit in second.debits] == [2]
+
+
+def test_a_slow_store_cannot_make_a_waiter_wait_for_ever() -> None:
+    ledger, book = Ledger("w", 0.1), Book()
+    account = ledger.account(limit(), (), 0.0)
+    assert ledger.stale((account,), 10.0)
+    batch = ledger.take()
+    assert batch is not None
+    assert ledger.stale((account,), 12.0)  # asked already: not queued a second time
+    ledger.settled(book.settle(batch), 10.0)
+    assert not ledger.stale((account,), 10.0)  # who came at 10.0 has its answer
+    assert ledger.stale((account,), 12.0)  # who came at 12.0 needs a younger one
+
+
+def test_a_batch_is_bounded() -> None:
+    ledger, book = Ledger("w", math.inf), Book()
+    rule = limit()
+    accounts = [ledger.account(rule, (str(n),), 0.0) for n in range(MAX_BATCH + 5)]
+    for account in accounts:
+        ledger.debit((account,), Usage(1, 0), 0.0)
+    batch = ledger.take()
+    assert batch is not None
+    assert len(batch.debits) == MAX_BATCH
+    settle(ledger, book, 0.0)
+    assert sum(book.used.values()) == MAX_BATCH + 5
+    assert not ledger.has_work
+
+
+def test_accounts_nobody_uses_are_let_go() -> None:
+    ledger = Ledger("w", math.inf)
+    rule = limit()
+    for n in range(10):
+        ledger.account(rule, (str(n),), 0.0)
+    assert len(ledger.accounts()) <= 1
+    kept = ledger.account(rule, ("k",), 0.0)
+    assert ledger.account(rule, ("k",), 0.0) is kept
+
+
+_STEP = st.one_of(
+    st.tuples(st.just("debit"), st.integers(0, 3), st.integers(0, 50)),
+    st.tuples(st.just("send"), st.booleans(), st.booleans()),
+    st.tuples(st.just("time"), st.integers(0, 40_000), st.just(0)),
+)
+
+
+@given(st.lists(_STEP, max_size=60))
+def test_conservation(steps: list[tuple[str, int, int]]) -> None:
+    """Whatever replies are lost and whenever windows end: the store holds what was debited."""
+    ledger, book = Ledger("w", math.inf), Book()
+    rules = [limit(), Limit("hourly", "tokens", 5, EpochWindow("hour"))]
+    now = 0.0
+    accounts = [[ledger.account(rule, (str(n),), now) for rule in rules] for n in range(4)]
+    debited: dict[tuple[str, int, int], int] = {}
+    for kind, first, second in steps:
+        if kind == "debit":
+            ledger.debit(accounts[first], Usage(second, 0), now)
+            for rule in rules:
+                name = (rule.name, first, rule.window.bounds(now)[0])
+                debited[name] = debited.get(name, 0) + second
+        elif kind == "time":
+            now += first
+        else:
+            batch = ledger.take()
+            if batch is not None:
+                used = book.settle(batch) if first else None  # else: lost on the way there
+                if used is not None and second:
+                    ledger.settled(used, now)  # else: lost on the way back
+    settle(ledger, book, now)
+    assert sum(book.used.values()) == sum(debited.values())
+    expected = sorted(value for value in debited.values() if value)
+    assert sorted(value for value in book.used.values() if value) == expected

@@ -1,0 +1,247 @@
+import gzip
+import zlib
+
+import orjson
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fastgw.model import Usage
+from fastgw.usage import openai
+from fastgw.usage.meter import HELD_EVENT, KEEP_BODY, KEEP_BYTES, JsonMeter, Metered, StreamMeter
+
+
+def event(value: object) -> bytes:
+    return b"data: " + orjson.dumps(value) + b"\n\n"
+
+
+def delta(text: str, **more: object) -> bytes:
+    return event({"model": "m-1", "choices": [{"delta": {"content": text}}], **more})
+
+
+USAGE = {"prompt_tokens": 10, "completion_tokens": 9, "total_tokens": 19}
+EXTRA = event({"model": "m-1", "choices": [], "usage": USAGE})
+DONE = b"data: [DONE]\n\n"
+TEXT = delta("Hello", usage=None) + delta(" world", usage=None)
+
+
+def watch(
+    body: bytes, cuts: list[int] | None = None, complete: bool = True, **options: bool
+) -> tuple[bytes, Metered]:
+    meter = StreamMeter(openai, **options)
+    edges = [0, *(cuts or []), len(body)]
+    out = b"".join(meter.feed(body[a:b]) for a, b in zip(edges, edges[1:], strict=False))
+    out += meter.rest()
+    return out, meter.finish(complete, lambda: 7)
+
+
+def test_reported_usage_is_believed_and_the_extra_event_stays_if_asked_for() -> None:
+    body = TEXT + EXTRA + DONE
+    out, found = watch(body)
+    assert out == body
+    assert found == Metered(Usage(10, 9, source="reported"), "m-1", False)
+
+
+def test_the_extra_event_is_taken_out_at_any_split() -> None:
+    body = TEXT + EXTRA + DONE
+    for at in range(len(body) + 1):
+        out, found = watch(body, [at], strip=True)
+        assert out == TEXT + DONE, at
+        assert found.usage == Usage(10, 9, source="reported")
+
+
+@pytest.mark.parametrize("end", [b"\r\n", b"\r"])
+def test_other_line_ends(end: bytes) -> None:
+    body = (TEXT + EXTRA + DONE).replace(b"\n", end)
+    for at in range(len(body) + 1):
+        out, found = watch(body, [at], strip=True)
+        # A LF that was cut off its CR stays: an empty line more, which says nothing.
+        assert out.replace(b"\r\n", b"\n") .replace(b"\r", b"\n").replace(b"\n\n\n", b"\n\n") == (
+            TEXT + DONE
+        )
+        assert found.usage.source == "reported"
+
+
+def test_usage_beside_choices_is_part_of_the_answer() -> None:
+    body = TEXT + delta("!", usage=USAGE) + DONE
+    out, found = watch(body, strip=True)
+    assert out == body
+    assert found.usage.total_tokens == 19
+
+
+def test_null_after_a_value_erases_nothing_and_the_last_value_wins() -> None:
+    body = (
+        delta("a", usage={"prompt_tokens": 10, "completion_tokens": 1})
+        + delta("b", usage={"prompt_tokens": None, "completion_tokens": 2})
+        + delta("c", usage=None)
+    )
+    assert watch(body)[1].usage == Usage(10, 2, source="reported")
+
+
+def test_an_explicit_zero_is_a_value() -> None:
+    body = TEXT + event({"choices": [], "usage": {"prompt_tokens": 5, "completion_tokens": 0}})
+    assert watch(body)[1].usage == Usage(5, 0, source="reported")
+
+
+def test_words_in_the_text_are_no_usage() -> None:
+    body = delta('"usage": {"prompt_tokens": 1}') + DONE
+    out, found = watch(body, strip=True)
+    assert out == body
+    assert found.usage.source == "counted"
+
+
+def test_decoys_in_unknown_events_are_not_believed() -> None:
+    body = TEXT + event({"type": "weird.event", "usage": {"input_tokens": 99}}) + EXTRA + DONE
+    assert watch(body)[1].usage == Usage(10, 9, source="reported")
+
+
+def test_a_stream_without_usage_is_counted() -> None:
+    _, found = watch(TEXT + DONE)
+    assert found.usage == Usage(7, 3, source="counted")  # 11 bytes of text
+
+
+def test_a_cut_stream_is_counted_including_its_last_piece() -> None:
+    _, found = watch(TEXT + delta("x" * 40)[:-2], complete=False)
+    assert found.usage == Usage(7, 13, source="counted")
+
+
+def test_a_stream_cut_after_an_interim_usage_is_charged_what_came_since() -> None:
+    body = delta("a", usage={"prompt_tokens": 10, "completion_tokens": 1}) + delta("x" * 400)
+    assert watch(body, complete=False)[1].usage == Usage(10, 101, source="counted")
+    body = delta("a", usage={"prompt_tokens": 10, "completion_tokens": 500}) + delta("x")
+    assert watch(body, complete=False)[1].usage == Usage(10, 500, source="reported")
+
+
+def test_long_streams_are_folded_and_not_kept() -> None:
+    meter = StreamMeter(openai)
+    for _ in range(4000):
+        meter.feed(delta("four"))
+        assert meter._kept <= KEEP_BYTES + 200
+    assert meter.finish(False, lambda: 7).usage == Usage(7, 4000, source="counted")
+
+
+def test_all_kinds_of_text_are_counted() -> None:
+    body = event(
+        {
+            "choices": [
+                {"delta": {"content": "12345678", "reasoning_content": "12345678"}},
+                {
+                    "delta": {
+                        "tool_calls": [{"function": {"name": "abcd", "arguments": "12345678"}}]
+                    }
+                },
+            ],
+            "obfuscation": "x" * 100,
+        }
+    )
+    assert watch(body)[1].usage.output_tokens == 7
+
+
+def test_an_error_in_a_stream_keeps_what_was_metered() -> None:
+    body = TEXT + b'event: error\ndata: {"error":{"message":"overloaded"}}\n\n'
+    _, found = watch(body)
+    assert found.error
+    assert found.usage == Usage(7, 3, source="counted")
+
+
+def test_responses_report_in_their_last_event() -> None:
+    usage = {
+        "input_tokens": 53,
+        "input_tokens_details": {"cached_tokens": 3},
+        "output_tokens": 469,
+        "output_tokens_details": {"reasoning_tokens": 448},
+        "total_tokens": 522,
+    }
+    body = (
+        event({"type": "response.created", "response": {"model": "m-2", "usage": None}})
+        + event({"type": "response.output_text.delta", "delta": "Hi"})
+        + event({"type": "response.completed", "response": {"model": "m-2", "usage": usage}})
+    )
+    _, found = watch(body)
+    assert found == Metered(Usage(53, 469, 3, 0, 448, "reported"), "m-2", False)
+
+
+def test_compressed_streams_are_read_and_passed_on_as_they_are() -> None:
+    for pack in (gzip.compress, zlib.compress):
+        packed = pack(TEXT + EXTRA + DONE)
+        out, found = watch(packed, [1, 5, 20], strip=True, compressed=True)
+        assert out == packed
+        assert found.usage == Usage(10, 9, source="reported")
+
+
+def test_a_huge_event_is_not_held_back() -> None:
+    huge = delta("y" * (HELD_EVENT * 2))
+    meter = StreamMeter(openai, strip=True)
+    out = b""
+    for at in range(0, len(huge), 10_000):
+        out += meter.feed(huge[at : at + 10_000])
+    assert not meter._framer.held
+    assert out == huge
+    assert meter.feed(EXTRA + DONE) == DONE
+
+
+@settings(max_examples=60)
+@given(st.data())
+def test_any_pieces_give_the_same(data: st.DataObject) -> None:
+    body = b": hi\n\n" + TEXT + delta("你好 \N{GRINNING FACE}") + EXTRA + event(
+        {"choices": [], "usage": None}
+    ) + DONE
+    cuts = data.draw(st.lists(st.integers(0, len(body)), max_size=10).map(sorted))
+    out, found = watch(body, cuts, strip=True)
+    assert out == body.replace(EXTRA, b"")
+    assert found.usage == Usage(10, 9, source="reported")
+
+
+class TestJson:
+    def watch(self, body: bytes, complete: bool = True, **options: bool) -> Metered:
+        meter = JsonMeter(openai, **options)
+        for at in range(0, len(body), 100_000):
+            meter.feed(body[at : at + 100_000])
+        return meter.finish(complete, lambda: 7)
+
+    def test_reported(self) -> None:
+        body = orjson.dumps({"model": "m", "choices": [], "usage": USAGE})
+        assert self.watch(body) == Metered(Usage(10, 9, source="reported"), "m", False)
+        assert self.watch(b"\n\n " + body).usage.total_tokens == 19
+
+    def test_counted_where_nothing_is_reported(self) -> None:
+        body = orjson.dumps({"choices": [{"message": {"content": "12345678"}}], "usage": None})
+        assert self.watch(body).usage == Usage(7, 2, source="counted")
+
+    def test_cut(self) -> None:
+        body = orjson.dumps({"choices": [{"message": {"content": "x" * 400}}]})[:200]
+        assert self.watch(body, complete=False).usage == Usage(7, 50, source="counted")
+
+    def test_an_error_inside_a_200_costs_nothing(self) -> None:
+        assert self.watch(b'{"error": {"message": "no"}}') == Metered(Usage(), "", True)
+
+    @pytest.mark.parametrize("size", [70_000, KEEP_BODY * 2])
+    def test_of_a_large_answer_the_end_is_enough(self, size: int) -> None:
+        body = orjson.dumps(
+            {
+                "object": "list",
+                "data": [{"embedding": "A" * size}],
+                "model": "embed",
+                "usage": {"prompt_tokens": 5, "total_tokens": 5},
+            }
+        )
+        assert self.watch(body) == Metered(Usage(5, 0, source="reported"), "embed", False)
+
+    def test_what_a_client_wrote_is_not_taken_for_usage(self) -> None:
+        body = orjson.dumps(
+            {
+                "object": "response",
+                "usage": {"input_tokens": 50, "output_tokens": 60},
+                "tools": [{"parameters": {"usage": {"input_tokens": 0, "output_tokens": 0}}}],
+                "output": [{"content": [{"text": "y" * 70_000}]}],
+            }
+        )
+        assert self.watch(body, echoes=True).usage == Usage(50, 60, source="reported")
+
+    def test_gzip(self) -> None:
+        body = gzip.compress(orjson.dumps({"choices": [], "usage": USAGE}))
+        assert self.watch(body, compressed=True).usage.total_tokens == 19
+
+    def test_unknown_operations_are_charged_only_what_is_reported(self) -> None:
+        assert self.watch(b'{"data": []}', counts=False).usage == Usage()
+        assert self.watch(b"\xff\xfb", counts=False).usage == Usage()

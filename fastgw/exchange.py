@@ -29,11 +29,11 @@ from fastgw.errors import (
 )
 from fastgw.http1.body import LAST_CHUNK, chunk
 from fastgw.http1.request import UNSIZED
-from fastgw.relay import Relay, make_meter
+from fastgw.relay import COMPRESSED, EVENT_STREAM, Relay, make_meter, whole_answer
 from fastgw.upstream.pool import Ticket
 from fastgw.usage import openai
 from fastgw.usage.estimate import prompt_tokens
-from fastgw.usage.meter import UNMETERED, Metered
+from fastgw.usage.meter import UNMETERED, Metered, read_answer
 from fastgw.usage.request import form_model, read_json
 
 if TYPE_CHECKING:
@@ -80,6 +80,7 @@ class Exchange:
         "_ticket",
         "_upstream",
         "began",
+        "bytes_out",
         "first_byte",
         "model",
         "phase",
@@ -121,6 +122,7 @@ class Exchange:
         self.status = 0
         self.sent = 0.0
         self.first_byte = 0.0
+        self.bytes_out = 0
 
     # authenticate and route
 
@@ -176,21 +178,11 @@ class Exchange:
         try:
             if plan.operation:
                 settings = plan.pool.settings
-                read = read_json(
-                    body,
-                    ask_usage=settings.include_usage
-                    and plan.metered
-                    and plan.operation in openai.TAKES_STREAM_OPTIONS,
-                    strict=plan.strict,
-                    model=settings.model,
-                    aliases=settings.model_aliases,
+                self._body, message, self.model, self.streams, self._injected = read_json(
+                    body, plan.asks_usage, plan.strict, settings.model, settings.model_aliases
                 )
-                self.model = read.model
-                self.streams = read.stream
-                self._injected = read.injected
-                self._body = read.body
                 if len(body) > KEEP_PROMPT:
-                    self._prompt = prompt_tokens(read.message)
+                    self._prompt = prompt_tokens(message)
             else:
                 # Known by no operation, but the key (or route) is limited to models.
                 kind = self.request.get(b"content-type") or b""
@@ -198,9 +190,7 @@ class Exchange:
                     self.model = form_model(body)
                     self._body = body
                 else:
-                    read = read_json(body, ask_usage=False, strict=True)
-                    self.model = read.model
-                    self._body = read.body
+                    self._body, _, self.model, _, _ = read_json(body, False, True)
             if plan.strict and not plan.allows_model(self.model):
                 raise ModelNotAllowed(
                     f"model '{self.model[:100]}' is not allowed for this key or route"
@@ -350,26 +340,39 @@ class Exchange:
         if body:
             self.first_byte = clock.monotonic()
         connection = self._connection
-        meter = self._meter = make_meter(plan, head, self._injected)
-        relay = self._relay = Relay(
-            connection.write,
-            self.request,
-            head,
-            strips=self._injected and head.status < 400,
-            closing=connection.closes_after_answer,
-        )
+        request = self.request
         extra = b"%bx-request-id: %b\r\nrequest-id: %b\r\n" % (
             limit_fields(self._accounts) if self._accounts else b"",
             self.request_id,
             self.request_id,
         )
+        closes = connection.closes_after_answer or not request.keep_alive
+        if ended and head.media != EVENT_STREAM and head.encoding not in COMPRESSED:
+            # All of it at once, as most buffered answers come: no relay, no meter to set up.
+            connection.write(whole_answer(request, head, extra, body, closes))
+            self.bytes_out = len(body)
+            self._upstream = None
+            verdict = UNMETERED
+            if plan.metered and head.status < 400:
+                verdict = read_answer(openai, body, plan.counts, plan.echoes, self._count_prompt)
+            self._finish("upstream_error_event" if verdict.error else "ok", verdict)
+            connection.done(not closes)
+            return
+        meter = self._meter = make_meter(plan, head, self._injected)
+        relay = self._relay = Relay(
+            connection.write,
+            request,
+            head,
+            strips=self._injected and head.status < 400,
+            closing=closes,
+        )
         if relay.strips:
             out = meter.feed(body) if body else b""
             if ended:
                 out += meter.rest()
-            relay.begin(self.request, head, extra, out, ended)
+            relay.begin(request, head, extra, out, ended)
         else:
-            relay.begin(self.request, head, extra, body, ended)
+            relay.begin(request, head, extra, body, ended)
             if body:
                 meter.feed(body)
         if ended:
@@ -509,6 +512,8 @@ class Exchange:
         """The one exit: settle, tell, let go."""
         self.phase = "finished"
         engine = self._engine
+        if self._relay is not None:
+            self.bytes_out = self._relay.sent
         if self._accounts and verdict.usage.source != "none":
             engine.ledger.debit(self._accounts, verdict.usage, clock.wall())
             engine.settlement.wake()
@@ -520,11 +525,6 @@ class Exchange:
             self._upstream = None
         engine.recorder.record(self, self._connection, reason, verdict)
 
-    @property
-    def bytes_out(self) -> int:
-        """Body bytes given to the client."""
-        return self._relay.sent if self._relay is not None else 0
-
     def __repr__(self) -> str:
         return f"<Exchange {self.request_id.decode()} {self.phase}>"
 
@@ -532,20 +532,24 @@ class Exchange:
 def limit_fields(accounts: tuple[Account, ...]) -> bytes:
     """x-ratelimit-* of the tightest budget that can refuse: the smallest share left."""
     tightest = None
-    share = 2.0
-    for account in accounts:
-        limit = account.limit
-        if not limit.shadow:
-            left = account.remaining / limit.amount if limit.amount else 0.0
-            if left < share:
-                share = left
-                tightest = account
+    if len(accounts) == 1:
+        if not accounts[0].limit.shadow:
+            tightest = accounts[0]
+    else:
+        share = 2.0
+        for account in accounts:
+            limit = account.limit
+            if not limit.shadow:
+                left = account.remaining / limit.amount if limit.amount else 0.0
+                if left < share:
+                    share = left
+                    tightest = account
     if tightest is None:
         return b""
-    return b"x-ratelimit-limit: %d\r\nx-ratelimit-remaining: %d\r\nx-ratelimit-reset: %d\r\n" % (
-        tightest.limit.amount,
+    return b"%b%d\r\nx-ratelimit-reset: %d\r\n" % (
+        tightest.limit.fields,
         tightest.remaining,
-        max(0, -int(clock.wall() - tightest.end)),
+        max(0, tightest.end - int(clock.wall())),
     )
 
 

@@ -1,8 +1,11 @@
-"""The values that travel between the rooms: frozen, slotted, without behaviour of their own."""
+"""The values that travel between the rooms: immutable, without behaviour of their own.
+
+Named tuples: one is made for each exchange, and a frozen dataclass costs three times as much to
+make (0.35 us against 1.1 us).
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 Unit = Literal["tokens", "input_tokens", "output_tokens", "requests"]
@@ -12,8 +15,7 @@ UsageSource = Literal["reported", "counted", "none"]
 """Who said what an exchange cost: the provider, fastgw's own count, or nobody (not metered)."""
 
 
-@dataclass(frozen=True, slots=True)
-class Usage:
+class Usage(NamedTuple):
     """Tokens of one exchange in the normal form, whatever dialect reported them.
 
     `input_tokens` includes cached and cache-write tokens; `output_tokens` includes reasoning.

@@ -69,7 +69,10 @@ class Plan:
 
     __slots__ = (
         "accounts",
+        "asks_usage",
         "buffered",
+        "counts",
+        "echoes",
         "facts",
         "generation",
         "head",
@@ -96,6 +99,9 @@ class Plan:
         self.metered = False
         self.buffered = False
         self.strict = False
+        self.counts = False  # an answer without usage is counted
+        self.echoes = False  # the answer repeats JSON of the client's
+        self.asks_usage = False  # streams are asked for their usage
         self.request_id = b""
         self.facts: Facts = Facts({}, _no_header, "", "")
         self.accounts: dict[str, tuple[Account, ...]] = {}
@@ -158,6 +164,13 @@ class Planner:
         plan.metered = writes and route.budgets
         plan.strict = bool(writes and (plan.key.allowed_models or route.models))
         plan.buffered = (plan.metered and plan.operation != "") or plan.strict
+        plan.counts = plan.operation != ""
+        plan.echoes = plan.operation == "responses"
+        plan.asks_usage = (
+            upstream.include_usage
+            and plan.metered
+            and plan.operation in openai.TAKES_STREAM_OPTIONS
+        )
         if plan.buffered and request.get(b"content-encoding") not in (None, b"identity"):
             raise UnsupportedEncoding("send the body without Content-Encoding: it must be read")
         plan.facts = Facts(plan.key.metadata, _header_reader(request), plan.path, "")

@@ -26,23 +26,38 @@ if TYPE_CHECKING:
     from fastgw.http1.request import RequestHead
     from fastgw.plan import Plan
 
-_COMPRESSED = frozenset({b"gzip", b"x-gzip", b"deflate"})
+COMPRESSED = frozenset({b"gzip", b"x-gzip", b"deflate"})
 _NO_STORE = b"x-accel-buffering: no\r\n"
+
+
+EVENT_STREAM = b"text/event-stream"
 
 
 def make_meter(plan: Plan, head: ResponseHead, strip: bool) -> Meter:
     """The meter for this answer. Errors of the provider cost nothing."""
     if not plan.metered or head.status >= 400:
         return NO_METER
-    compressed = head.encoding in _COMPRESSED
-    if head.media == b"text/event-stream":
+    compressed = head.encoding in COMPRESSED
+    if head.media == EVENT_STREAM:
         return StreamMeter(openai, strip=strip, compressed=compressed)
     return JsonMeter(
-        openai,
-        counts=plan.operation != "",
-        echoes=plan.operation == "responses",
-        compressed=compressed,
+        openai, counts=plan.counts, echoes=plan.echoes, compressed=compressed
     )
+
+
+def whole_answer(
+    request: RequestHead, head: ResponseHead, extra: bytes, body: bytes, closes: bool
+) -> bytes:
+    """An answer that is here in full, as one message of known size."""
+    if request.method == b"HEAD" or head.status in (204, 304):
+        framing = b"connection: close\r\n" if closes else b""
+    elif closes:
+        framing = b"content-length: %d\r\nconnection: close\r\n" % len(body)
+    elif request.minor:
+        framing = b"content-length: %d\r\n" % len(body)
+    else:
+        framing = b"content-length: %d\r\nconnection: keep-alive\r\n" % len(body)
+    return b"%b%b%b%b\r\n%b" % (status_line(head.status), head.fields, extra, framing, body)
 
 
 class Relay:
@@ -62,17 +77,13 @@ class Relay:
         """`strips`: the body may come out shorter than it went in. `closing`: the connection ends
         after this answer."""
         self._write = write
-        self.event_stream = head.media == b"text/event-stream"
+        self.event_stream = head.media == EVENT_STREAM
         self.strips = strips and self.event_stream
         self.sent = 0
         sized = head.length >= 0 and not self.strips
         self._head_only = request.method == b"HEAD" or head.status in (204, 304)
         self._chunked = not sized and not self._head_only and request.minor == 1
-        self.closes = (
-            closing
-            or not request.keep_alive
-            or (not sized and not self._head_only and request.minor == 0)
-        )
+        self.closes = closing or (not sized and not self._head_only and request.minor == 0)
 
     def begin(
         self, request: RequestHead, head: ResponseHead, extra: bytes, body: bytes, ended: bool

@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
+import csv
+import io
 from typing import TYPE_CHECKING, Any
 
+import orjson
+
 from fastgw import clock
-from fastgw.policy.window import make_window
+from fastgw.policy.admission import Facts, make_rules
+from fastgw.policy.window import make_window, read_account_key
+from fastgw.store import open_store
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Mapping, Sequence
 
-    from fastgw.config.tables import Budget
+    from fastgw.config.tables import Budget, Config
     from fastgw.policy.window import AccountName
+
+_COLUMNS = (
+    "budget", "account", "unit", "used", "held", "limit", "remaining", "window_start",
+    "reset_seconds",
+)  # fmt: skip
 
 
 def budget_rows(
@@ -50,3 +61,55 @@ def budget_rows(
         )
     rows.sort(key=lambda row: (row["budget"], tuple(row["account"].values())))
     return rows
+
+
+async def read_budgets(config: Config) -> list[dict[str, Any]]:
+    """The rows of `budget_rows`, read from the configured store. Raises StoreUnavailable."""
+    store = open_store(config.store)
+    try:
+        await store.open()
+        found = await store.accounts()
+    finally:
+        await store.close()
+    named = {name: used for key, used in found.items() if (name := read_account_key(key))}
+    return budget_rows(named, config.budgets, clock.wall())
+
+
+def rows_of_key(
+    rows: Iterable[dict[str, Any]], config: Config, key: str
+) -> list[dict[str, Any]]:
+    """The rows on which requests of the key named `key` draw, as far as the key alone decides."""
+    metadata = next((each.metadata or {} for each in config.keys if each.name == key), {})
+    facts = Facts(metadata, lambda name: None, "", "")
+    wanted = {
+        (rule.limit.name, rule.values(facts))
+        for rule in make_rules(config.budgets)
+        if rule.applies_to(metadata)
+    }
+    return [row for row in rows if (row["budget"], tuple(row["account"].values())) in wanted]
+
+
+def render_rows(rows: Sequence[Mapping[str, Any]], style: str) -> str:
+    """Rows as `table`, `csv` or `json`; ends in a newline."""
+    if style == "json":
+        return orjson.dumps(list(rows), option=orjson.OPT_INDENT_2).decode() + "\n"
+    flat = [[_cell(row[column]) for column in _COLUMNS] for row in rows]
+    if style == "csv":
+        out = io.StringIO()
+        csv.writer(out, lineterminator="\n").writerows([_COLUMNS, *flat])
+        return out.getvalue()
+    if not flat:
+        return "no account has been used in its current window\n"
+    lines = [[column.upper().replace("_", " ") for column in _COLUMNS], *flat]
+    widths = [max(len(line[at]) for line in lines) for at in range(len(_COLUMNS))]
+    return "".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+        + "\n"
+        for line in lines
+    )
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, dict):
+        return ",".join(f"{name}={part}" for name, part in value.items()) or "-"
+    return str(value)

@@ -60,7 +60,7 @@ class Worker:
         writer = f"{socket.gethostname()[:32]}:{os.getpid()}:{secrets.token_hex(6)}"
         staleness = config.store.max_staleness if self._store.shared else float("inf")
         self._ledger = Ledger(writer, staleness)
-        self._metrics = Metrics(config.metrics)
+        self._metrics = Metrics(config.metrics, fastgw.__version__)
         self._access_log = AccessLog(config.access_log.path)
         self._pools = {
             upstream.name: Pool(upstream, self._sweeper, config.server.buffer_size)

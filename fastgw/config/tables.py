@@ -5,10 +5,12 @@ follow from them. Values are held in base units: bytes, seconds, tokens. No fiel
 key's secret: the reader hashes it before it builds a `Key`.
 """
 
+# ruff: noqa: RUF009 - `setting` returns a dataclass field, not a value shared by instances
+
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from dataclasses import MISSING, dataclass, field, fields
+from typing import Any, Literal, NamedTuple
 
 KiB = 1024
 MiB = 1024 * KiB
@@ -25,17 +27,44 @@ REQUIRED: Any = object()
 
 
 def setting(
-    default: Any, doc: str, kind: Kind = "text", choices: tuple[str, ...] = (), later: Any = ()
+    default: Any,
+    doc: str,
+    kind: Kind = "text",
+    choices: tuple[str, ...] = (),
+    later: tuple[str, ...] = (),
+    *,
+    least: float | None = None,
+    most: float | None = None,
+    spelled: dict[str, str] | None = None,
+    private: bool = False,
 ) -> Any:
     """Declare a field: its default (or REQUIRED), a line of documentation, its kind.
 
     `later` lists choices that the contract names but this version does not serve: the reader
     refuses them with a message that says so, instead of accepting them in silence.
+    `least` and `most` bound a number, inclusive. Without `least` a number or size is at least 1
+    and a duration is above 0.
+    `spelled` names the settings, with their documentation, that a user writes to fill this field,
+    where that is not the field's own name.
+    `private` keeps a value that may hold a credential out of `repr` and of problem lines; a field
+    of kind `secret` is always private.
     """
-    metadata = {"doc": doc, "kind": kind, "choices": choices, "later": tuple(later)}
+    private = private or kind == "secret"
+    metadata = {
+        "doc": doc,
+        "kind": kind,
+        "choices": choices,
+        "later": later,
+        "least": least,
+        "most": most,
+        "spelled": spelled or {},
+        "private": private,
+    }
     if default is REQUIRED:
-        return field(metadata=metadata | {"required": True})
-    return field(default=default, metadata=metadata)
+        return field(metadata=metadata | {"required": True}, repr=not private)
+    if isinstance(default, dict):
+        return field(default_factory=dict, metadata=metadata, repr=not private)
+    return field(default=default, metadata=metadata, repr=not private)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,7 +72,7 @@ class Server:
     """The data port: where applications send their requests."""
 
     listen: tuple[str, ...] = setting(
-        ("127.0.0.1:8080",), 'host:port, [::]:port or unix:/path; a list for several', "address"
+        ("127.0.0.1:8080",), "host:port, [::]:port or unix:/path; a list for several", "address"
     )
     workers: int = setting(1, "processes that serve the port; this version runs one", "number")
     max_connections: int = setting(10_000, "client connections of a worker", "number")
@@ -61,7 +90,7 @@ class Server:
         60.0, "a client that takes no byte of its answer for so long is cut off", "duration"
     )
     drain_timeout: float = setting(
-        30.0, "on SIGTERM: time for running exchanges to finish", "duration"
+        30.0, "on SIGTERM: time for running exchanges to finish", "duration", least=0
     )
     tls_cert: str = setting("", "PEM certificate chain; with tls_key the data port is TLS", "path")
     tls_key: str = setting("", "PEM private key", "path")
@@ -82,7 +111,10 @@ class Store:
     """Where budgets are kept."""
 
     url: str = setting(
-        "sqlite:fastgw.db", "sqlite:PATH, memory:, redis://host:port/db or rediss://", "url"
+        "sqlite:fastgw.db",
+        "sqlite:PATH, memory:, redis://host:port/db or rediss://",
+        "url",
+        private=True,
     )
     on_failure: str = setting(
         "local",
@@ -93,7 +125,7 @@ class Store:
     prefix: str = setting("fastgw", "first part of every key in Redis")
     timeout: float = setting(0.5, "hard deadline of one call to the store", "duration")
     max_staleness: float = setting(
-        0.1, "an account known for longer than this is asked for again", "duration"
+        0.1, "an account known for longer than this is asked for again", "duration", least=0
     )
 
 
@@ -123,13 +155,25 @@ class Key:
     """A virtual key. `digest` is the SHA-256 of its secret (32 bytes); the secret is not kept."""
 
     name: str = setting(REQUIRED, "unique name, shown in logs and reports")
-    digest: bytes = setting(b"", "from `key`, `key_hash` or `key_file`", "secret")
+    digest: bytes = setting(
+        b"",
+        "from `key`, `key_hash` or `key_file`",
+        "secret",
+        spelled={
+            "key": "the secret that clients send, 8 characters or more; better ${VAR} than itself",
+            "key_hash": "instead of `key`: sha256: and the 64 hex digits of the secret's SHA-256",
+            "key_file": "instead of `key`: a file that holds the secret and nothing else",
+        },
+    )
     previous_digest: bytes = setting(
-        b"", "from `previous_key_hash`: also valid, while a rotation is under way", "secret"
+        b"",
+        "from `previous_key_hash`",
+        "secret",
+        spelled={
+            "previous_key_hash": "sha256:…, also valid while a rotation is under way",
+        },
     )
-    metadata: dict[str, str] = setting(
-        None, "facts that budgets and metric labels refer to", "table"
-    )
+    metadata: dict[str, str] = setting({}, "facts that budgets and metric labels refer to", "table")
     allowed_models: tuple[str, ...] = setting(
         (), "exact names, or with one leading or trailing *; empty allows all", "list"
     )
@@ -153,7 +197,7 @@ class Budget:
 
     name: str = setting(REQUIRED, "unique name, shown in refusals and metrics")
     match: dict[str, str] = setting(
-        None, "applies to keys with this metadata; exact, or one leading or trailing *", "table"
+        {}, "applies to keys with this metadata; exact, or one leading or trailing *", "table"
     )
     per: tuple[str, ...] = setting(
         (),
@@ -168,7 +212,9 @@ class Budget:
         ("tokens", "input_tokens", "output_tokens", "requests"),
         later=("usd", "parallel"),
     )
-    limit: int = setting(REQUIRED, "amount of the unit in a window", "number")
+    limit: int = setting(
+        REQUIRED, "amount of the unit in a window; 0 refuses all", "number", least=0
+    )
     window: str | CalendarWindow = setting(
         "day",
         "second minute hour day week month year (aligned to the epoch), or "
@@ -187,7 +233,9 @@ class Budget:
         "deny", "key lacks a field of `per`: deny = 403, skip = not counted", "choice",
         ("deny", "skip"),
     )  # fmt: skip
-    warn_at: float = setting(0.0, "log a line when this share (0 to 1) is used", "number")
+    warn_at: float = setting(
+        0.0, "log a line when this share (0 to 1) is used", "number", least=0, most=1
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -206,7 +254,7 @@ class Upstream:
     )
     model: str = setting("", "sent in place of the model that the client asked for")
     model_aliases: dict[str, str] = setting(
-        None, "model the client asks for = model that is sent", "table"
+        {}, "model the client asks for = model that is sent", "table"
     )
     include_usage: bool = setting(
         True, "ask for the usage of streams; false for a provider that rejects the option", "flag"
@@ -214,7 +262,7 @@ class Upstream:
     forward_ratelimit_headers: bool = setting(
         False, "let the provider's x-ratelimit-* through to clients", "flag"
     )
-    headers: dict[str, str] = setting(None, "added to every request", "table")
+    headers: dict[str, str] = setting({}, "added to every request", "table", private=True)
     ca_file: str = setting("", "PEM of the authorities to trust instead of the system's", "path")
     connect_timeout: float = setting(10.0, "TCP and TLS handshake; then 504", "duration")
     first_byte_timeout: float = setting(600.0, "until the answer begins; then 504", "duration")
@@ -241,7 +289,7 @@ class Metrics:
 
     namespace: str = setting("fastgw", '"agentgateway" keeps its dashboards working')
     labels: dict[str, str] = setting(
-        None, "label = expression, as in a budget's `per`; `unknown` where it has no value", "table"
+        {}, "label = expression, as in a budget's `per`; `unknown` where it has no value", "table"
     )
     max_series: int = setting(
         10_000, "label combinations; past it new ones count under `other`", "number"
@@ -260,7 +308,12 @@ class AccessLog:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Config:
-    """The whole configuration, valid as a whole."""
+    """The whole configuration, valid as a whole.
+
+    Files that fastgw reads (`tls_cert`, `tls_key`, `ca_file`) are relative to the file that names
+    them and stand here resolved; files that it writes (`sqlite:PATH`, `[access_log] path`) are
+    relative to the working directory.
+    """
 
     server: Server = field(default_factory=Server)
     admin: Admin = field(default_factory=Admin)
@@ -274,3 +327,82 @@ class Config:
     access_log: AccessLog = field(default_factory=AccessLog)
     digest: str = ""
     """SHA-256 of the text of all files, hex: which configuration a process runs."""
+
+
+SINGLE_TABLES: dict[str, type[Any]] = {
+    "server": Server,
+    "admin": Admin,
+    "store": Store,
+    "auth": Auth,
+    "metrics": Metrics,
+    "access_log": AccessLog,
+}
+"""Tables that stand once, as `[server]`."""
+
+LISTED_TABLES: dict[str, type[Any]] = {
+    "keys": Key,
+    "budgets": Budget,
+    "upstreams": Upstream,
+    "routes": Route,
+}
+"""Tables that may stand many times, as `[[keys]]`."""
+
+LATER_SETTINGS: dict[str, str] = {
+    "budgets.cutoff": "leave it out: a stream that has begun is relayed to its end",
+}
+"""Settings that the contract names but this version does not serve, with what to do instead."""
+
+
+class Setting(NamedTuple):
+    """One field as the reader and the documentation see it."""
+
+    name: str
+    kind: Kind
+    doc: str
+    default: Any
+    """REQUIRED where there is none."""
+    many: bool
+    """Whether the field holds a tuple of texts."""
+    whole: bool
+    """For numbers: whether it must be a whole one."""
+    choices: tuple[str, ...]
+    later: tuple[str, ...]
+    least: float | None
+    most: float | None
+    spelled: dict[str, str]
+    private: bool
+
+
+def settings_of(table: type[Any]) -> dict[str, Setting]:
+    """The settings of a table's dataclass by field name, in the order of declaration."""
+    found: dict[str, Setting] = {}
+    for each in fields(table):
+        facts = each.metadata
+        default: Any = each.default
+        if facts.get("required"):
+            default = REQUIRED
+        elif each.default_factory is not MISSING:
+            default = each.default_factory()
+        found[each.name] = Setting(
+            name=each.name,
+            kind=facts["kind"],
+            doc=facts["doc"],
+            default=default,
+            many=str(each.type).startswith("tuple"),
+            whole=str(each.type) == "int",
+            choices=facts["choices"],
+            later=facts["later"],
+            least=facts["least"],
+            most=facts["most"],
+            spelled=facts["spelled"],
+            private=facts["private"],
+        )
+    return found
+
+
+def spellings(table: type[Any]) -> dict[str, str]:
+    """What a user may write in a table: setting = its documentation."""
+    written: dict[str, str] = {}
+    for each in settings_of(table).values():
+        written.update(each.spelled or {each.name: each.doc})
+    return written

@@ -21,7 +21,7 @@ The connection is handed its handler and knows neither keys nor budgets.
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, cast
 
 from fastgw.errors import (
     BadRequest,
@@ -141,8 +141,8 @@ class DownstreamConnection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """A client connected."""
-        assert isinstance(transport, asyncio.Transport)
-        self.transport = transport
+        # uvloop's transports fulfil the interface without inheriting it
+        transport = self.transport = cast("asyncio.Transport", transport)
         self.write = transport.write
         transport.set_write_buffer_limits(high=self._server.buffer_size)
         peer = transport.get_extra_info("peername")

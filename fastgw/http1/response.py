@@ -1,20 +1,19 @@
 """Reads a provider's response head with the distrust of RFC 9112, 6.3 and 11.
 
-httptools judges the grammar; here are its gaps: interim answers, framing that two parsers could
-read differently, fields that end at this hop. Header lines repeat from answer to answer, so what a
-line means is looked up before it is worked out (bench/micro/head.py: 0.06 us against 0.5 us a
-line).
+Lines are split at CRLF alone and each must be, as a whole, `token ":" value` without control bytes:
+that refuses bare CR and LF, NUL, folding and blanks before the colon in one go. Most lines are the
+same from answer to answer, so what a line means is looked up before it is worked out; only lines
+that vary are matched (bench/micro/heads.py). llhttp would check no more and be asked each time.
 """
 
 from __future__ import annotations
 
 import re
 
-import httptools
-
 from fastgw.http1.headers import HOP_BY_HOP, tokens
 
-_STATUS_LINE = re.compile(rb"HTTP/1\.([01]) ([1-9][0-9]{2})(?: [\t\x20-\x7e\x80-\xff]*)?")
+_STATUS_LINE = re.compile(rb"HTTP/1\.([01]) ([1-5][0-9]{2})(?: [\t\x20-\x7e\x80-\xff]*)?")
+_FIELD = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+):([\t\x20-\x7e\x80-\xff]*)")
 _KEEP_ALIVE_TIMEOUT = re.compile(rb"timeout=([0-9]{1,6})", re.IGNORECASE)
 
 UNTIL_CLOSE = -1
@@ -31,20 +30,23 @@ _DROPPED = HOP_BY_HOP | {
 """Fields of the provider that are not the client's: hop-by-hop, ids that we replace, and what
 speaks of the provider's own origin."""
 
-_MEMO: dict[bytes, int] = {}
+_KEEP, _DROP, _RATE_LIMIT, _LENGTH, _CODING, _CONNECTION, _KEEP_ALIVE, _MEDIA, _ENCODING = range(9)
+_KINDS = {name: _DROP for name in _DROPPED} | {
+    b"content-length": _LENGTH,
+    b"transfer-encoding": _CODING,
+    b"connection": _CONNECTION,
+    b"keep-alive": _KEEP_ALIVE,
+    b"content-type": _MEDIA,
+    b"content-encoding": _ENCODING,
+}
+_RATE_LIMITS = (b"x-ratelimit-", b"ratelimit", b"anthropic-ratelimit-")
+
+_MEMO: dict[bytes, tuple[int, bytes]] = {}
 _MEMO_LINES = 2048
-_KEEP, _DROP, _RATE_LIMIT, _LOOK = range(4)
-_LOOKED_AT = frozenset(
-    {
-        b"content-length",
-        b"transfer-encoding",
-        b"connection",
-        b"keep-alive",
-        b"content-type",
-        b"content-encoding",
-    }
+_MEMO_WIDTH = 256
+_VARYING = frozenset(
+    {b"date", b"set-cookie", b"cf-ray", b"openai-processing-ms", b"etag", b"age", b"x-request-id"}
 )
-_VARYING = frozenset({b"date", b"set-cookie", b"cf-ray", b"openai-processing-ms", b"etag", b"age"})
 
 
 class BadResponse(ValueError):
@@ -83,102 +85,73 @@ def read_response_head(
     first = _STATUS_LINE.fullmatch(lines[0])
     if first is None:
         raise BadResponse("not an HTTP/1.1 status line")
-    try:
-        httptools.HttpResponseParser(_SILENT).feed_data(head)
-    except httptools.HttpParserUpgrade:
-        raise BadResponse("switched protocols unasked") from None
-    except httptools.HttpParserError as error:
-        raise BadResponse(f"not a well-formed response head: {error}") from None
     response = ResponseHead()
     status = response.status = int(first[2])
-    if status > 599:
-        raise BadResponse("status above 599")
     response.keep_alive = first[1] == b"1"
+    del lines[0]
     kept: list[bytes] = []
-    look: list[bytes] = []
     named: list[bytes] = []
     memo = _MEMO
-    for line in lines[1:]:
-        kind = memo.get(line)
-        if kind is None:
-            kind = _classify(line)
+    length = UNTIL_CLOSE
+    for line in lines:
+        kind, value = memo.get(line) or _read_line(line)
         if kind == _KEEP:
             kept.append(line)
-        elif kind == _LOOK:
-            look.append(line)
+        elif kind == _LENGTH:
+            if length != UNTIL_CLOSE or not value.isdigit() or len(value) > 18:
+                raise BadResponse("Content-Length repeated, no plain number, or beside chunked")
+            length = int(value)
+        elif kind == _MEDIA:
+            response.media = value
+            kept.append(line)
+        elif kind == _CODING:
+            if length != UNTIL_CLOSE or value != b"chunked":
+                raise BadResponse("a transfer coding other than one chunked, or beside a length")
+            length = CHUNKED
+        elif kind == _CONNECTION:
+            named += tokens(value)
+        elif kind == _ENCODING:
+            response.encoding = value
+            kept.append(line)
+        elif kind == _KEEP_ALIVE:
+            hint = _KEEP_ALIVE_TIMEOUT.search(value)
+            response.keep_for = int(hint[1]) if hint is not None else 0
         elif kind == _RATE_LIMIT and keep_rate_limit:
             kept.append(line)
-    _look(response, look, kept, named)
     if named:
+        if b"close" in named:
+            response.keep_alive = False
+        elif b"keep-alive" in named:
+            response.keep_alive = True
         kept = [line for line in kept if line.partition(b":")[0].lower() not in named]
     if kept:
         kept.append(b"")
         response.fields = b"\r\n".join(kept)
     if request_method == b"HEAD" or status in (204, 304) or status < 200:
-        response.length = 0
+        length = 0
+    response.length = length
     return response
 
 
-def _classify(line: bytes) -> int:
-    name = line.partition(b":")[0].lower()
-    if name in _LOOKED_AT:
-        kind = _LOOK
-    elif name in _DROPPED:
-        kind = _DROP
-    elif name.startswith((b"x-ratelimit-", b"ratelimit", b"anthropic-ratelimit-")):
-        return _RATE_LIMIT
-    else:
-        kind = _KEEP
-        if name in _VARYING:
-            return kind
-    if len(_MEMO) >= _MEMO_LINES:
-        _MEMO.clear()
-    if len(line) <= 256:
-        _MEMO[line] = kind
-    return kind
-
-
-def _look(
-    response: ResponseHead, lines: list[bytes], kept: list[bytes], named: list[bytes]
-) -> None:
-    sized = False
-    for line in lines:
-        name, _, value = line.partition(b":")
-        name = name.lower()
-        value = value.strip(b" \t")
-        if name == b"content-length":
-            if sized or not value.isdigit() or len(value) > 18:
-                raise BadResponse("Content-Length repeated or not a plain number")
-            if response.length == CHUNKED:
-                raise BadResponse("both Content-Length and Transfer-Encoding")
-            sized = True
-            response.length = int(value)
-        elif name == b"transfer-encoding":
-            if sized or response.length == CHUNKED or value.lower() != b"chunked":
-                raise BadResponse("a transfer coding other than one chunked")
-            response.length = CHUNKED
-        elif name == b"connection":
-            options = tokens(value)
-            named.extend(options)
-            if b"close" in options:
-                response.keep_alive = False
-            elif b"keep-alive" in options:
-                response.keep_alive = True
-        elif name == b"keep-alive":
-            hint = _KEEP_ALIVE_TIMEOUT.search(value)
-            if hint is not None:
-                response.keep_for = int(hint[1])
-        else:
-            kept.append(line)
-            if name == b"content-type":
-                response.media = value.partition(b";")[0].strip().lower()
-            else:
-                coding = value.lower()
-                response.encoding = b"" if coding == b"identity" else coding
-
-
-class _Silent:
-    """A sink without callbacks: the bytes are read here."""
-
-
-_SILENT = _Silent()
+def _read_line(line: bytes) -> tuple[int, bytes]:
+    """What a header line means, and its value in the form that is compared."""
+    match = _FIELD.fullmatch(line)
+    if match is None:
+        raise BadResponse("not a well-formed header field")
+    name = match[1].lower()
+    kind = _KINDS.get(name, _KEEP)
+    if kind == _KEEP and name.startswith(_RATE_LIMITS):
+        return _RATE_LIMIT, b""
+    value = b""
+    if kind > _RATE_LIMIT:
+        value = match[2].strip(b" \t").lower()
+        if kind == _MEDIA:
+            value = value.partition(b";")[0].strip(b" \t")
+        elif kind == _ENCODING and value == b"identity":
+            value = b""
+    meaning = (kind, value)
+    if name not in _VARYING and len(line) <= _MEMO_WIDTH:
+        if len(_MEMO) >= _MEMO_LINES:
+            _MEMO.clear()
+        _MEMO[line] = meaning
+    return meaning

@@ -36,7 +36,7 @@ MAX_BATCH = 2000
 class Limit:
     """A budget as the ledger sees it: name, unit, amount, window, whether it refuses."""
 
-    __slots__ = ("amount", "name", "refusals", "shadow", "unit", "warn_at", "window")
+    __slots__ = ("amount", "fields", "name", "refusals", "shadow", "unit", "warn_at", "window")
 
     def __init__(
         self,
@@ -51,6 +51,7 @@ class Limit:
         self.name = name
         self.unit = unit
         self.amount = amount
+        self.fields = b"x-ratelimit-limit: %d\r\nx-ratelimit-remaining: " % amount
         self.window = window
         self.shadow = shadow
         self.warn_at = warn_at

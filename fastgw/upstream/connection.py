@@ -12,7 +12,7 @@ only from a message that ended soundly, with nothing after it, to a request that
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, cast
 
 from fastgw.http1.body import BadChunk, ChunkedDecoder
 from fastgw.http1.response import (
@@ -95,8 +95,8 @@ class UpstreamConnection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Connected."""
-        assert isinstance(transport, asyncio.Transport)
-        self.transport = transport
+        # uvloop's transports fulfil the interface without inheriting it
+        transport = self.transport = cast("asyncio.Transport", transport)
         transport.set_write_buffer_limits(high=self._pool.buffer_size)
         self._sweeper.add(self)
 

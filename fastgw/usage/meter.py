@@ -302,41 +302,59 @@ class JsonMeter:
         body = self._pieces[0] if len(self._pieces) == 1 else b"".join(self._pieces)
         if self._compressed:
             body = Inflater().feed(body)
-        large = len(body) > PARSE_WHOLE and not self._echoes
-        if complete and (large or self._head):
-            found = self._search_tail(body)
+        if complete and not self._head:
+            return read_answer(self._dialect, body, self._counts, self._echoes, prompt)
+        if complete:
+            found = _search_tail(self._dialect, body, self._head)
             if found is not None:
                 return found
-        message = read_object(body) if complete and not self._head else None
-        if message is not None:
-            usage = self._dialect.usage_object(message)
-            normal = self._dialect.normal_form(usage) if usage is not None else None
-            model = self._dialect.model(message)
-            error = isinstance(message.get("error"), dict)
-            if normal is not None:
-                return Metered(normal, model, error)
-            if error or not self._counts:
-                return Metered(NO_USAGE, model, error)
-            counter = ByteCounter()
-            for text in self._dialect.texts(message):
-                counter.add(text)
-            return Metered(Usage(prompt(), counter.total(), source="counted"), model, False)
         if not self._counts:
             return UNMETERED
         return Metered(
             Usage(prompt(), -(-self._size // BYTES_PER_TOKEN), source="counted"), "", False
         )
 
-    def _search_tail(self, body: bytes) -> Metered | None:
-        found = None
-        for found in _TAIL_USAGE.finditer(body[-TAIL:]):
-            pass
-        usage = read_object(found[1]) if found is not None else None
-        normal = self._dialect.normal_form(usage) if usage is not None else None
-        if normal is None:
-            return None
-        model = _MODEL.search(body[-TAIL:]) or _MODEL.search(self._head or body[:TAIL])
-        return Metered(normal, model[1].decode("utf-8", "replace") if model else "", False)
+
+def read_answer(
+    dialect: Dialect, body: bytes, counts: bool, echoes: bool, prompt: Callable[[], int]
+) -> Metered:
+    """The verdict on a whole buffered answer; the flags are those of JsonMeter."""
+    if len(body) > PARSE_WHOLE and not echoes:
+        found = _search_tail(dialect, body, body[:TAIL])
+        if found is not None:
+            return found
+    message = read_object(body)
+    if message is None:
+        if not counts:
+            return UNMETERED
+        made = -(-len(body) // BYTES_PER_TOKEN)
+        return Metered(Usage(prompt(), made, source="counted"), "", False)
+    usage = dialect.usage_object(message)
+    normal = dialect.normal_form(usage) if usage is not None else None
+    model = dialect.model(message)
+    error = isinstance(message.get("error"), dict)
+    if normal is not None:
+        return Metered(normal, model, error)
+    if error or not counts:
+        return Metered(NO_USAGE, model, error)
+    counter = ByteCounter()
+    for text in dialect.texts(message):
+        counter.add(text)
+    return Metered(Usage(prompt(), counter.total(), source="counted"), model, False)
+
+
+def _search_tail(dialect: Dialect, body: bytes, head: bytes) -> Metered | None:
+    """Usage near the end of a large answer; None if it is not found there."""
+    tail = body[-TAIL:]
+    last = None
+    for last in _TAIL_USAGE.finditer(tail):
+        pass
+    usage = read_object(last[1]) if last is not None else None
+    normal = dialect.normal_form(usage) if usage is not None else None
+    if normal is None:
+        return None
+    model = _MODEL.search(tail) or _MODEL.search(head)
+    return Metered(normal, model[1].decode("utf-8", "replace") if model else "", False)
 
 
 class NoMeter:

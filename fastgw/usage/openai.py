@@ -52,29 +52,42 @@ def usage_object(message: dict[str, Any]) -> dict[str, Any] | None:
 
 def normal_form(usage: dict[str, Any]) -> Usage | None:
     """Usage in the normal form, source `reported`; None if it holds no count at all."""
-    given = _number(usage, "prompt_tokens", "input_tokens")
-    made = _number(usage, "completion_tokens", "output_tokens")
-    total = _number(usage, "total_tokens")
-    if given is None and made is None and total is None:
-        return None
-    input_tokens = given if given is not None else max(0, (total or 0) - (made or 0))
-    output_tokens = made or 0
-    if total is not None and given is not None and total > given + output_tokens:
-        output_tokens = total - given
-    inputs = _details(usage, "prompt_tokens_details", "input_tokens_details")
-    outputs = _details(usage, "completion_tokens_details", "output_tokens_details")
-    cached = _number(inputs, "cached_tokens")
+    get = usage.get
+    given = get("prompt_tokens")
+    made = get("completion_tokens")
+    if given is None and made is None:
+        given = get("input_tokens")
+        made = get("output_tokens")
+    total = get("total_tokens")
+    if type(given) is not int or type(made) is not int or type(total) is not int:
+        # Something is missing, null or no integer: rare, so looked at apart.
+        given, made, total = _number(given), _number(made), _number(total)
+        if given is None and made is None and total is None:
+            return None
+        if given is None:
+            given = max(0, (total or 0) - (made or 0))
+            total = None
+        made = made or 0
+    if total is not None and total > given + made:
+        made = total - given  # reasoning that completion_tokens leaves out
+    inputs = get("prompt_tokens_details") or get("input_tokens_details")
+    outputs = get("completion_tokens_details") or get("output_tokens_details")
+    cached = written = None
+    if isinstance(inputs, dict):
+        cached = inputs.get("cached_tokens")
+        written = inputs.get("cache_write_tokens")
     if cached is None:
-        cached = _number(usage, "prompt_cache_hit_tokens", "cached_tokens")
+        cached = get("prompt_cache_hit_tokens") or get("cached_tokens")
+    reasoning = outputs.get("reasoning_tokens") if isinstance(outputs, dict) else None
+    if reasoning is None:
+        reasoning = get("reasoning_tokens")
     return Usage(
-        input_tokens=input_tokens,
-        output_tokens=output_tokens,
-        cached_input_tokens=cached or 0,
-        cache_write_tokens=_number(inputs, "cache_write_tokens") or 0,
-        reasoning_tokens=_number(outputs, "reasoning_tokens")
-        or _number(usage, "reasoning_tokens")
-        or 0,
-        source="reported",
+        max(0, given),
+        max(0, made),
+        _number(cached) or 0 if cached else 0,
+        _number(written) or 0 if written else 0,
+        _number(reasoning) or 0 if reasoning else 0,
+        "reported",
     )
 
 
@@ -168,19 +181,10 @@ def _item_texts(item: dict[str, Any], found: list[str]) -> None:
             )
 
 
-def _number(fields: dict[str, Any], *names: str) -> int | None:
-    for name in names:
-        value = fields.get(name)
-        if isinstance(value, bool):
-            continue
-        if isinstance(value, int) or (isinstance(value, float) and value == value // 1):
-            return max(0, int(value))
-    return None
-
-
-def _details(usage: dict[str, Any], *names: str) -> dict[str, Any]:
-    for name in names:
-        value = usage.get(name)
-        if isinstance(value, dict):
-            return value
-    return {}
+def _number(value: Any) -> int | None:
+    """A count, or None for what is none: bool, text, a fraction, NaN."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    if isinstance(value, float) and not value.is_integer():
+        return None
+    return max(0, int(value))

@@ -9,7 +9,7 @@ from `model` in case alone is refused, since some parsers ignore case.
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import orjson
 
@@ -26,23 +26,13 @@ _FORM_MODEL = re.compile(
 _ASK = b'"stream_options":{"include_usage":true},'
 
 
-class RequestBody(NamedTuple):
-    """What a body says and what is sent on.
-
-    `model` is what the client asked for ("" if it names none). `injected`: usage was asked for by
-    us, so its extra event must be taken out of the stream.
-    """
-
-    body: bytes
-    message: dict[str, Any]
-    model: str
-    stream: bool
-    injected: bool
+RequestBody = tuple[bytes, dict[str, Any], str, bool, bool]
+"""(body to send, what it says, model asked for or "", stream, injected): `injected` means that
+usage was asked for by us, so its extra event must be taken out of the stream."""
 
 
 def read_json(
     body: bytes,
-    *,
     ask_usage: bool,
     strict: bool,
     model: str = "",
@@ -88,7 +78,7 @@ def read_json(
             body = orjson.dumps(message)
         except TypeError:
             raise BadBody("the request body holds a value that JSON cannot carry") from None
-    return RequestBody(body, message, name, stream, injected)
+    return body, message, name, stream, injected
 
 
 def form_model(body: bytes) -> str:

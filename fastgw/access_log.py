@@ -1,0 +1,113 @@
+"""One JSON line for each request, written off the loop.
+
+A request appends bytes to a list. Ten times a second everything collected is handed to a thread
+that writes it, so that a slow disk or a reader that stopped holds up nobody; what does not fit into
+MAX_PENDING meanwhile is dropped and counted.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import sys
+from typing import Any
+
+import orjson
+
+from fastgw import tasks
+
+log = logging.getLogger(__name__)
+
+INTERVAL = 0.1
+MAX_PENDING = 16 * 1024 * 1024
+
+dump = orjson.dumps
+"""One entry as bytes: orjson escapes whatever a client wrote, so that no value can break a line."""
+
+
+class AccessLog:
+    """The file of `[access_log] path`: "-" is standard output, "" none."""
+
+    def __init__(self, path: str) -> None:
+        self.enabled = path != ""
+        self.dropped = 0
+        self._path = path
+        self._lines: list[bytes] = []
+        self._file = -1
+        self._reopen = False
+        self._task: asyncio.Task[Any] | None = None
+        self._pending = 0
+
+    def start(self) -> None:
+        """Open the file and begin to write. Raises OSError."""
+        if self.enabled:
+            self._file = self._open()
+            self._task = tasks.spawn(self._run(), "access log")
+
+    def write(self, entry: dict[str, Any]) -> None:
+        """Log one entry."""
+        line = dump(entry)
+        self._pending += len(line) + 1
+        if self._pending > MAX_PENDING:
+            self._pending -= len(line) + 1
+            self.dropped += 1
+            return
+        self._lines.append(line)
+
+    def reopen(self) -> None:
+        """Use a new file of the same name from the next write on (log rotation)."""
+        self._reopen = True
+
+    async def close(self) -> None:
+        """Write what is left and close."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+            self._task = None
+            await self._flush()
+        if self._file > 2:
+            os.close(self._file)
+        self._file = -1
+
+    def _open(self) -> int:
+        if self._path == "-":
+            return sys.stdout.fileno()
+        return os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o640)
+
+    async def _run(self) -> None:
+        while True:
+            await asyncio.sleep(INTERVAL)
+            if self._reopen:
+                self._reopen = False
+                self._swap()
+            if self._lines:
+                await asyncio.shield(asyncio.ensure_future(self._flush()))  # noqa: TID251 - held here
+
+    def _swap(self) -> None:
+        try:
+            new = self._open()
+        except OSError as error:
+            log.error("access log: cannot reopen: %s; the old file stays", error.strerror)
+            return
+        old, self._file = self._file, new
+        if old > 2:
+            os.close(old)
+
+    async def _flush(self) -> None:
+        lines, self._lines = self._lines, []
+        if not lines:
+            return
+        data = b"\n".join(lines) + b"\n"
+        try:
+            await asyncio.to_thread(_write_all, self._file, data)
+        except OSError as error:
+            self.dropped += len(lines)
+            log.error("access log: cannot write: %s", error.strerror)
+        self._pending -= len(data)
+
+
+def _write_all(file: int, data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[os.write(file, view) :]

@@ -1,0 +1,157 @@
+"""The command line: serve, check, demo, budgets.
+
+Exit codes: 0 ok, 1 failed, 2 bad usage or configuration. Heavy rooms are imported by the command
+that needs them, so that `--help` and `check` answer at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from typing import TYPE_CHECKING, Any
+
+import fastgw
+from fastgw.errors import ConfigError, StoreUnavailable
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from fastgw.config.tables import Config
+
+_EXAMPLES = {
+    "serve": "example: fastgw serve --config config.toml",
+    "check": "example: fastgw check --config /etc/fastgw",
+    "demo": "example: fastgw demo --port 8080",
+    "budgets": "example: fastgw budgets --config config.toml --key alice",
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; returns the exit code."""
+    options = _parser().parse_args(arguments)
+    try:
+        return int(options.run(options))
+    except ConfigError as error:
+        for problem in error.problems:
+            print(problem, file=sys.stderr)
+        count = len(error.problems)
+        print(f"{count} problem{'s' if count != 1 else ''}; nothing was started", file=sys.stderr)
+        return 2
+    except (OSError, StoreUnavailable) as error:
+        print(f"fastgw: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="fastgw",
+        description="LLM gateway with virtual keys, exact token budgets and streaming.",
+        epilog="try it without a key or a network: fastgw demo",
+    )
+    parser.add_argument("--version", action="version", version=f"fastgw {fastgw.__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def command(name: str, run: Any, text: str) -> argparse.ArgumentParser:
+        added = commands.add_parser(
+            name, help=text, description=text[0].upper() + text[1:] + ".", epilog=_EXAMPLES[name]
+        )
+        added.set_defaults(run=run)
+        return added
+
+    for name, run, text in (
+        ("serve", _serve, "run the gateway"),
+        ("check", _check, "validate the configuration and say what it does"),
+    ):
+        _add_config(command(name, run, text))
+
+    demo = command("demo", _demo, "run the gateway with a built-in provider and two keys")
+    demo.add_argument("--port", type=int, default=8080, help="data port (0: a free one)")
+    demo.add_argument("--admin-port", type=int, default=9090, help="admin port (0: a free one)")
+
+    budgets = command("budgets", _budgets, "show used and remaining of every account")
+    _add_config(budgets)
+    budgets.add_argument("--key", metavar="NAME", help="only the accounts of this key")
+    budgets.add_argument("--format", choices=("table", "csv", "json"), default="table")
+    return parser
+
+
+def _add_config(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--config",
+        action="append",
+        metavar="PATH",
+        help="a file, or a folder of *.toml; may be repeated (default: config.toml)",
+    )
+
+
+def _load(options: argparse.Namespace) -> Config:
+    from fastgw.config import load
+
+    return load(options.config or ["config.toml"])
+
+
+def _serve(options: argparse.Namespace) -> int:
+    import uvloop
+
+    from fastgw.worker import Worker
+
+    config = _load(options)
+    _start_logging()
+
+    async def run() -> None:
+        worker = Worker(config)
+        await worker.start()
+        logging.getLogger("fastgw").info(
+            "listening on %s, admin on %s", ", ".join(worker.addresses), worker.admin_address or "-"
+        )
+        await worker.run()
+
+    uvloop.run(run())
+    return 0
+
+
+def _check(options: argparse.Namespace) -> int:
+    from fastgw.config.describe import describe
+
+    for line in describe(_load(options)):
+        print(line)
+    print("configuration ok")
+    return 0
+
+
+def _demo(options: argparse.Namespace) -> int:
+    from fastgw.demo.command import run
+    from fastgw.worker import Worker
+
+    _start_logging(logging.WARNING)
+    return run(options.port, options.admin_port, Worker)
+
+
+def _budgets(options: argparse.Namespace) -> int:
+    import asyncio
+
+    from fastgw.admin.client import fetch
+    from fastgw.reports import read_budgets, render_rows, rows_of_key
+
+    config = _load(options)
+    if options.key is not None and options.key not in {key.name for key in config.keys}:
+        print(f"fastgw: no key is named {options.key!r}", file=sys.stderr)
+        return 2
+    if config.store.url == "memory:":
+        # Only the running process knows; every other store can be read beside it.
+        rows = fetch(config.admin, "/api/budgets")
+    else:
+        rows = asyncio.run(read_budgets(config))
+    if options.key is not None:
+        rows = rows_of_key(rows, config, options.key)
+    print(render_rows(rows, options.format), end="")
+    return 0
+
+
+def _start_logging(level: int = logging.INFO) -> None:
+    logging.basicConfig(
+        level=level, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
+    )

@@ -1,0 +1,175 @@
+"""The default store: one SQLite file, no server. Survives restarts; processes may share it.
+
+Two tables: `accounts(account, used, expires_at)` and `sequences(account, writer, sequence)`. A batch
+is one transaction, begun IMMEDIATE so that two processes never read the same `used` and write both.
+WAL with synchronous=NORMAL: a crash of the process loses nothing that was settled, a power cut may
+lose the last transactions. All calls run on one thread of the store's own; the loop never waits for
+the disk.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sqlite3
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, TypeVar
+
+from fastgw import clock
+from fastgw.errors import StoreUnavailable
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from fastgw.model import Batch
+
+_T = TypeVar("_T")
+
+_SCHEMA = (
+    "PRAGMA journal_mode = WAL",
+    "PRAGMA synchronous = NORMAL",
+    """CREATE TABLE IF NOT EXISTS accounts (
+        account TEXT PRIMARY KEY, used INTEGER NOT NULL, expires_at INTEGER NOT NULL
+    ) WITHOUT ROWID""",
+    """CREATE TABLE IF NOT EXISTS sequences (
+        account TEXT NOT NULL, writer TEXT NOT NULL, sequence INTEGER NOT NULL,
+        PRIMARY KEY (account, writer)
+    ) WITHOUT ROWID""",
+    "CREATE INDEX IF NOT EXISTS accounts_by_expiry ON accounts (expires_at)",
+)
+_READ = "SELECT used, expires_at FROM accounts WHERE account = ?"
+_CLAIM = """INSERT INTO sequences VALUES (?1, ?2, ?3)
+    ON CONFLICT (account, writer) DO UPDATE SET sequence = ?3 WHERE sequence < ?3"""
+_WRITE = """INSERT INTO accounts VALUES (?1, max(0, ?2), ?3)
+    ON CONFLICT (account) DO UPDATE SET used = max(0, used + ?2)"""
+_PURGE_EVERY = 1000  # batches
+
+
+class SqliteStore:
+    """See store/base and the module."""
+
+    shared = True
+
+    def __init__(self, path: str, timeout: float) -> None:
+        """`timeout`: seconds that one call may take, waiting for other processes included."""
+        self._path = path
+        self._timeout = timeout
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="fastgw-sqlite")
+        self._db: sqlite3.Connection | None = None
+        self._batches = 0
+        self._closed = False
+
+    async def open(self) -> None:
+        """Open or create the file, readable by its owner alone."""
+        await self._call(self._open)
+
+    async def settle(self, batch: Batch) -> list[int]:
+        """See Store."""
+        return await self._call(lambda: self._settle(batch))
+
+    async def accounts(self) -> dict[str, int]:
+        """See Store."""
+        return await self._call(self._read_all)
+
+    async def close(self) -> None:
+        """See Store."""
+        if not self._closed:
+            self._closed = True
+            loop = asyncio.get_running_loop()
+            await loop.run_in_executor(self._thread, self._close)
+            self._thread.shutdown()
+
+    async def _call(self, work: Callable[[], _T]) -> _T:
+        if self._closed:
+            raise StoreUnavailable("the store is closed")
+        running = asyncio.get_running_loop().run_in_executor(self._thread, self._guard, work)
+        try:
+            # Past the deadline the work goes on in its thread; its sequence makes a repeat harmless.
+            return await asyncio.wait_for(asyncio.shield(running), self._timeout)
+        except TimeoutError:
+            running.add_done_callback(lambda future: future.exception())
+            raise StoreUnavailable(f"SQLite took longer than {self._timeout} s") from None
+
+    def _guard(self, work: Callable[[], _T]) -> _T:
+        try:
+            return work()
+        except sqlite3.Error as error:
+            raise StoreUnavailable(f"SQLite ({os.path.basename(self._path)}): {error}") from None
+
+    # on the thread
+
+    def _open(self) -> None:
+        if self._db is not None:
+            return
+        folder = os.path.dirname(self._path) or "."
+        if not os.path.isdir(folder):
+            raise StoreUnavailable("SQLite: the folder of the file does not exist; create it")
+        try:
+            os.close(os.open(self._path, os.O_RDWR | os.O_CREAT, 0o600))
+        except OSError as error:
+            raise StoreUnavailable(f"SQLite: cannot write the file: {error.strerror}") from None
+        db = sqlite3.connect(
+            self._path,
+            timeout=self._timeout * 0.8,
+            isolation_level=None,
+            check_same_thread=True,
+        )
+        try:
+            for statement in _SCHEMA:
+                db.execute(statement)
+        except sqlite3.Error:
+            db.close()
+            raise
+        self._db = db
+
+    def _settle(self, batch: Batch) -> list[int]:
+        self._open()
+        db = self._db
+        assert db is not None
+        now = int(clock.wall())
+        used = []
+        db.execute("BEGIN IMMEDIATE")
+        try:
+            for account, amount, expires_at in batch.debits:
+                if amount:
+                    self._forget_expired(db, account, now)
+                    if db.execute(_CLAIM, (account, batch.writer, batch.sequence)).rowcount:
+                        db.execute(_WRITE, (account, amount, expires_at))
+                row = db.execute(_READ, (account,)).fetchone()
+                used.append(row[0] if row is not None and row[1] > now else 0)
+            self._batches += 1
+            if self._batches % _PURGE_EVERY == 1:
+                self._purge(db, now)
+            db.execute("COMMIT")
+        except sqlite3.Error:
+            if db.in_transaction:
+                db.execute("ROLLBACK")
+            raise
+        return used
+
+    def _forget_expired(self, db: sqlite3.Connection, account: str, now: int) -> None:
+        row = db.execute(_READ, (account,)).fetchone()
+        if row is not None and row[1] <= now:
+            db.execute("DELETE FROM accounts WHERE account = ?", (account,))
+            db.execute("DELETE FROM sequences WHERE account = ?", (account,))
+
+    def _purge(self, db: sqlite3.Connection, now: int) -> None:
+        db.execute(
+            "DELETE FROM sequences WHERE account IN"
+            " (SELECT account FROM accounts WHERE expires_at <= ?)",
+            (now,),
+        )
+        db.execute("DELETE FROM accounts WHERE expires_at <= ?", (now,))
+
+    def _read_all(self) -> dict[str, int]:
+        self._open()
+        assert self._db is not None
+        rows = self._db.execute(
+            "SELECT account, used FROM accounts WHERE expires_at > ?", (int(clock.wall()),)
+        )
+        return dict(rows.fetchall())
+
+    def _close(self) -> None:
+        if self._db is not None:
+            self._db.close()
+            self._db = None

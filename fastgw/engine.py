@@ -47,9 +47,7 @@ class Engine:
 
     # called by client connections
 
-    def begin(
-        self, connection: DownstreamConnection, head: RequestHead, length: int
-    ) -> Exchange:
+    def begin(self, connection: DownstreamConnection, head: RequestHead, length: int) -> Exchange:
         """A request head is here."""
         exchange = Exchange(self, connection, head, length)
         exchange.start()

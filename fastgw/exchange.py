@@ -248,7 +248,9 @@ class Exchange:
         engine = self._engine
         if not engine.settlement.up and engine.on_failure != "local":
             if engine.on_failure == "closed":
-                raise StoreClosed("budgets cannot be checked now; try again", (("retry-after", "1"),))
+                raise StoreClosed(
+                    "budgets cannot be checked now; try again", (("retry-after", "1"),)
+                )
             engine.ledger.admit(self._accounts)
         else:
             full = engine.ledger.refuses(self._accounts)
@@ -570,4 +572,3 @@ def _exceeded(account: Account, now: float) -> BudgetExceeded:
         f"{limit.amount} {limit.unit.replace('_', ' ')}, held 0; it resets in {reset} s",
         tuple(headers),
     )
-

@@ -46,9 +46,7 @@ class VirtualKey:
         self.name = key.name
         self.metadata = dict(key.metadata or {})
         self.allowed_models = key.allowed_models
-        self.networks = tuple(
-            ipaddress.ip_network(text, strict=False) for text in key.allowed_ips
-        )
+        self.networks = tuple(ipaddress.ip_network(text, strict=False) for text in key.allowed_ips)
         self.not_before = key.not_before
         self.expires_at = key.expires_at
         self.disabled = key.disabled

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import asyncio
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
@@ -28,6 +27,8 @@ from prometheus_client.core import (
 from prometheus_client.registry import Collector
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
     from fastgw.config.tables import Metrics as Settings
     from fastgw.model import Usage
 
@@ -193,9 +194,7 @@ class Metrics:
         self.store = StoreSeries()
         self._version = version
         self._max_series = settings.max_series
-        self._token_bounds = (
-            TOKEN_BUCKETS if settings.label_buckets or not self.label_names else ()
-        )
+        self._token_bounds = TOKEN_BUCKETS if settings.label_buckets or not self.label_names else ()
         self._series: dict[tuple[str, ...], ExchangeSeries] = {}
         self._outcomes: dict[tuple[str, ...], dict[tuple[str, int, str], int]] = {}
         self._latency: dict[tuple[str, ...], tuple[Histogram, Histogram]] = {}
@@ -223,9 +222,8 @@ class Metrics:
         route, upstream, operation, system, *named = (_clean(value) for value in key)
         tokens_key = (operation, system, *named)
         outcomes_key = (route, upstream, *named[2:])
-        if (
-            len(self._tokens) + len(self._outcomes) >= self._max_series
-            and not (tokens_key in self._tokens and outcomes_key in self._outcomes)
+        if len(self._tokens) + len(self._outcomes) >= self._max_series and not (
+            tokens_key in self._tokens and outcomes_key in self._outcomes
         ):
             named = [OTHER] * len(named)
             tokens_key = (operation, system, *named)
@@ -281,9 +279,7 @@ class Metrics:
         )
         for (route, upstream, *custom), outcomes in self._outcomes.items():
             for (method, status, reason), number in outcomes.items():
-                requests.add_metric(
-                    [route, upstream, method, str(status), reason, *custom], number
-                )
+                requests.add_metric([route, upstream, method, str(status), reason, *custom], number)
         duration = self._histogram(
             "request_duration_seconds", "From request head to end of answer", ("route", "upstream")
         )
@@ -296,10 +292,13 @@ class Metrics:
             _add(duration, key, latency[0], SECONDS)
             _add(processing, key, latency[1], PROCESSING)
         server = [
-            self._histogram("gen_ai_server_request_duration", "Provider time of a request in seconds", _GEN_AI),
-            self._histogram("gen_ai_server_time_to_first_token", "Until the first byte of the answer's body in seconds", _GEN_AI),
-            self._histogram("gen_ai_server_time_per_output_token", "Seconds per output token after the first", _GEN_AI),
-        ]  # fmt: skip
+            self._histogram(f"gen_ai_server_{name}", text, _GEN_AI)
+            for name, text in (
+                ("request_duration", "Provider time of a request in seconds"),
+                ("time_to_first_token", "Until the first byte of the answer's body in seconds"),
+                ("time_per_output_token", "Seconds per output token after the first"),
+            )
+        ]
         for key, histograms in self._server.items():
             for family, histogram, bounds in zip(
                 server, histograms, (SERVER_SECONDS, FIRST_TOKEN, PER_TOKEN), strict=True

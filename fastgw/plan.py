@@ -24,7 +24,6 @@ from fastgw.http1.serialize import field
 from fastgw.keyring import Keyring, VirtualKey
 from fastgw.policy.admission import Facts, any_matches, evaluate, make_rules
 from fastgw.policy.routing import Router, normalise
-from fastgw.upstream.pool import Pool
 from fastgw.usage import openai
 
 if TYPE_CHECKING:
@@ -34,6 +33,7 @@ if TYPE_CHECKING:
     from fastgw.http1.request import RequestHead
     from fastgw.metrics import ExchangeSeries
     from fastgw.policy.ledger import Account, Ledger
+    from fastgw.upstream.pool import Pool
 
 _DROPPED = HOP_BY_HOP | {
     b"host",
@@ -52,9 +52,7 @@ _DROPPED = HOP_BY_HOP | {
 }
 """Fields of the client that never reach a provider as they are."""
 
-_NO_IDENTITY = re.compile(
-    rb"(?:identity|\*)[ \t]*;[ \t]*q=0(?:\.0*)?[ \t]*(?:,|$)", re.IGNORECASE
-)
+_NO_IDENTITY = re.compile(rb"(?:identity|\*)[ \t]*;[ \t]*q=0(?:\.0*)?[ \t]*(?:,|$)", re.IGNORECASE)
 """A client that insists on a compressed answer (RFC 9110, 12.5.3)."""
 
 _MODELS_OF_A_PLAN = 64

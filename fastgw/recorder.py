@@ -93,7 +93,9 @@ class Recorder:
                 }
             )
 
-    def refused(self, connection: DownstreamConnection, refusal: Refusal, request_id: bytes) -> None:
+    def refused(
+        self, connection: DownstreamConnection, refusal: Refusal, request_id: bytes
+    ) -> None:
         """Bytes that were no request were answered with `refusal`."""
         self._nowhere.count("", refusal.status, refusal.code)
         if self._access_log.enabled:

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING
 import orjson
 
 from fastgw.http1.body import LAST_CHUNK, chunk
-from fastgw.http1.response import ResponseHead
 from fastgw.http1.serialize import status_line
 from fastgw.usage import openai
 from fastgw.usage.meter import NO_METER, JsonMeter, Meter, StreamMeter
@@ -24,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from fastgw.http1.request import RequestHead
+    from fastgw.http1.response import ResponseHead
     from fastgw.plan import Plan
 
 COMPRESSED = frozenset({b"gzip", b"x-gzip", b"deflate"})
@@ -40,9 +40,7 @@ def make_meter(plan: Plan, head: ResponseHead, strip: bool) -> Meter:
     compressed = head.encoding in COMPRESSED
     if head.media == EVENT_STREAM:
         return StreamMeter(openai, strip=strip, compressed=compressed)
-    return JsonMeter(
-        openai, counts=plan.counts, echoes=plan.echoes, compressed=compressed
-    )
+    return JsonMeter(openai, counts=plan.counts, echoes=plan.echoes, compressed=compressed)
 
 
 def whole_answer(
@@ -104,9 +102,7 @@ class Relay:
         if self.event_stream:
             framing += _NO_STORE
         self._write(
-            b"".join(
-                (status_line(head.status), head.fields, extra, framing, b"\r\n", body)
-            )
+            b"".join((status_line(head.status), head.fields, extra, framing, b"\r\n", body))
         )
 
     def body(self, data: bytes, framed: bytes | None, ended: bool) -> None:

@@ -35,7 +35,7 @@ def budget_rows(
     budgets that are no longer configured, and of windows that are over, are left out.
     """
     by_name = {budget.name: (budget, make_window(budget.window)) for budget in budgets}
-    rows = []
+    rows: list[dict[str, Any]] = []
     for name, amount in used.items():
         entry = by_name.get(name.budget)
         if entry is None:
@@ -75,9 +75,7 @@ async def read_budgets(config: Config) -> list[dict[str, Any]]:
     return budget_rows(named, config.budgets, clock.wall())
 
 
-def rows_of_key(
-    rows: Iterable[dict[str, Any]], config: Config, key: str
-) -> list[dict[str, Any]]:
+def rows_of_key(rows: Iterable[dict[str, Any]], config: Config, key: str) -> list[dict[str, Any]]:
     """The rows on which requests of the key named `key` draw, as far as the key alone decides."""
     metadata = next((each.metadata or {} for each in config.keys if each.name == key), {})
     facts = Facts(metadata, lambda name: None, "", "")

@@ -124,13 +124,13 @@ class Settlement:
             log.warning("store back: settling what was kept")
         self.up = True
 
-    async def close(self, timeout: float) -> bool:
-        """Settle what is left, within `timeout` seconds. Returns whether nothing is pending."""
+    async def close(self, within: float) -> bool:
+        """Settle what is left, within so many seconds. Returns whether nothing is pending."""
         self._ending = True
         self._wake.set()
         if self._task is not None:
             try:
-                await asyncio.wait_for(self._task, timeout)
+                await asyncio.wait_for(self._task, within)
             except TimeoutError:
                 pass
         return not self._ledger.has_work

@@ -147,12 +147,7 @@ class Worker:
         self._ready = False
         for server in self._servers:
             server.close()
-        self._connections.drain()
-        deadline = clock.monotonic() + self.config.server.drain_timeout
-        while self._connections.all and clock.monotonic() < deadline:
-            await asyncio.sleep(0.02)
-        for connection in list(self._connections.all):
-            connection.cut(flush=False)
+        await self._connections.drain(self.config.server.drain_timeout)
         await asyncio.sleep(0)  # connection_lost of those: their exchanges settle
         await self._close()
 
@@ -165,8 +160,9 @@ class Worker:
         if self._settlement is not None:
             await asyncio.sleep(0)
             if not await self._settlement.close(max(2.0, self.config.store.timeout * 4)):
-                log.error("ended with %d accounts unsettled: the store is away",
-                          self._ledger.pending)
+                log.error(
+                    "ended with %d accounts unsettled: the store is away", self._ledger.pending
+                )
         if self._admin is not None:
             await self._admin.close()
         await self._access_log.close()
@@ -193,7 +189,11 @@ class Worker:
                     account.warned_at = account.start
                     log.warning(
                         "budget %s %s: %d of %d %s used",
-                        limit.name, account.values, account.count.spent, limit.amount, limit.unit,
+                        limit.name,
+                        account.values,
+                        account.count.spent,
+                        limit.amount,
+                        limit.unit,
                     )
 
     # what the operator sees
@@ -202,7 +202,8 @@ class Worker:
         if not self._ready:
             return False, "draining" if self._stopping.is_set() else "starting"
         settlement = self._settlement
-        if settlement is not None and not settlement.up and self.config.store.on_failure == "closed":
+        away = settlement is not None and not settlement.up
+        if away and self.config.store.on_failure == "closed":
             return False, "store away"
         return True, "ready"
 

@@ -75,7 +75,9 @@ def independent(body: bytes) -> list[bytes]:
 
 
 @given(st.lists(st.tuples(_FIELD, _LINE_END), max_size=30), st.data())
-def test_mixed_line_ends_in_any_pieces(lines: list[tuple[bytes, bytes]], data: st.DataObject) -> None:
+def test_mixed_line_ends_in_any_pieces(
+    lines: list[tuple[bytes, bytes]], data: st.DataObject
+) -> None:
     body = b"".join(field + end for field, end in lines)
     cuts = data.draw(st.lists(st.integers(0, len(body)), max_size=8).map(sorted))
     pieces = [body[a:b] for a, b in zip([0, *cuts], [*cuts, len(body)], strict=True)]

@@ -12,13 +12,15 @@ import hmac
 import logging
 import os
 import stat
-from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import h11
 import orjson
 from prometheus_client import CONTENT_TYPE_PLAIN_0_0_4
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
 
 log = logging.getLogger(__name__)
 
@@ -169,9 +171,7 @@ class AdminServer:
 
     def _authorise(self, request: h11.Request) -> None:
         if not self._token:
-            raise _error(
-                404, "api_off", "the admin API is off; set [admin] token to turn it on"
-            )
+            raise _error(404, "api_off", "the admin API is off; set [admin] token to turn it on")
         shown = [value for name, value in request.headers if name == b"authorization"]
         scheme, _, token = shown[0].partition(b" ") if len(shown) == 1 else (b"", b"", b"")
         if scheme.lower() != b"bearer" or not hmac.compare_digest(token.strip(), self._token):

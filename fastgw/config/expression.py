@@ -87,7 +87,7 @@ def _advice(text: str) -> str:
         return 'write a metadata field as apiKey.user_id or apiKey["user_id"]'
     root, dot, rest = text.partition(".")
     near = difflib.get_close_matches(root, ("apiKey", "request", "llm"), 1, 0.5)
-    if near and dot and root != near[0]:
+    if near and dot and root != near[0] and root.replace("_", "a").isalpha():
         return f"not an expression; did you mean {near[0]}.{rest}?"
     known = difflib.get_close_matches(text, ("request.path", "llm.model"), 1, 0.5)
     if known:

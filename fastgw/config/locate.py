@@ -51,7 +51,6 @@ class _Scanner:
             elif self.text[self.at] == "[":
                 self.at += 1
                 table = self.resolve(self.names())
-                self.mark(table)
                 self.skip(_SPACE)
                 self.at += 1
             else:
@@ -63,6 +62,7 @@ class _Scanner:
         path: Path = ()
         for name in names:
             path = (*path, name)
+            self.mark(path)
             if path in self.lists:
                 path = (*path, self.lists[path] - 1)
         return path

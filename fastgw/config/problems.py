@@ -24,7 +24,8 @@ class Source:
     order: int
     text: str = field(default="", repr=False)
     data: dict[str, Any] = field(default_factory=dict, repr=False)
-    lines: dict[TomlPath, int] = field(default_factory=dict, repr=False)
+    lines: dict[TomlPath, int] | None = field(default=None, repr=False)
+    """None where the file could not be parsed."""
     keys_only: bool = False
 
 
@@ -42,8 +43,8 @@ class Place:
 
     @property
     def line(self) -> int:
-        """From 1; 0 where the file has no lines to speak of."""
-        if not self.source.lines:
+        """From 1; 0 where the file could not be parsed."""
+        if self.source.lines is None:
             return 0
         return line_of(self.source.lines, (*self.table, *self.setting))
 

@@ -64,17 +64,19 @@ class Sources:
             return
         try:
             data = tomllib.loads(text)
-        except (tomllib.TOMLDecodeError, RecursionError) as error:
+            lines = locate(text)
+        except (ValueError, RecursionError) as error:  # ValueError: also numbers too long to read
             where = _WHERE.search(str(error))
             at_line = where is not None and where[1] is not None
             line = int(where[1]) if where and where[1] else text.rstrip().count("\n") + 1
             column = f" at column {where[2]}" if at_line and where else ""
-            reason = _WHERE.sub("", str(error)) or "nested too deeply"
+            reason = _WHERE.sub("", str(error))
+            if isinstance(error, RecursionError):
+                reason = "nested too deeply"
             self._failed(
                 name, path, f"not TOML{column}: {reason}; see https://toml.io for the syntax", line
             )
             return
-        lines = locate(text)
         source = Source(name, path.parent, self._count, text, data, lines, keys_only)
         self._count += 1
         self.files.append(source)
@@ -97,6 +99,8 @@ class Sources:
             try:
                 pattern = expand(raw, self._environ)
             except (TypeError, ValueError):
+                pattern = "\x00"
+            if "\x00" in pattern:
                 self.complete = False
                 continue  # the reader of [auth] says what is wrong
             absolute = Path(pattern).is_absolute()

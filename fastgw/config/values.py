@@ -6,7 +6,6 @@ Numbers, sizes, durations and flags may also come from the environment, as "${PO
 from __future__ import annotations
 
 import datetime
-import math
 import re
 import zoneinfo
 from typing import TYPE_CHECKING, Any
@@ -26,8 +25,11 @@ BAD: Any = object()
 MOST_WHOLE = 2**53 - 1
 """Largest whole number: Redis scripts count in doubles, which are exact up to here."""
 
+LONGEST = 366 * 86_400
+"""Longest duration: a year. A timer beyond that is a mistake in the unit."""
+
 _VARIABLE = re.compile(r"\$(?:(\$)|\{([A-Za-z_][A-Za-z0-9_]*)(?:(:-)([^}]*))?\}|(\{))")
-_NUMBER_AND_UNIT = re.compile(r"([0-9]+(?:\.[0-9]+)?) ?([A-Za-z]*)")
+_NUMBER_AND_UNIT = re.compile(r"([0-9]{1,15}(?:\.[0-9]{1,15})?) ?([A-Za-z]*)")
 
 _SIZES = {
     "": 1, "b": 1, "kib": 1024, "mib": 1024**2, "gib": 1024**3,
@@ -126,7 +128,7 @@ class ValueReader:
 
     def _shown(self, raw: Any) -> str:
         """How a message may show a value: as it stands in the file, and no credential at all."""
-        if self.setting.private:
+        if self.setting.private or (isinstance(raw, int) and raw.bit_length() > 200):
             return "the value"
         return quoted(raw if isinstance(raw, str) else str(raw))
 
@@ -261,9 +263,12 @@ class ValueReader:
             raise ValueError(
                 f'must be a duration, not {_type(value)}; write 1.5, "1500ms", "10s" or "5m"'
             )
-        lowest = "0 or more" if self.setting.least == 0 else "more than 0"
-        if not math.isfinite(value) or value < 0 or (value == 0 and self.setting.least != 0):
-            raise ValueError(f"{shown.strip(chr(34))} is out of range; write {lowest} seconds")
+        lowest = "0" if self.setting.least == 0 else "more than 0"
+        # Written so that nan is out of range, too.
+        if not 0 <= value <= LONGEST or (value == 0 and self.setting.least != 0):
+            raise ValueError(
+                f"{shown.strip(chr(34))} is out of range; write {lowest} to {LONGEST} seconds"
+            )
         return float(value)
 
 

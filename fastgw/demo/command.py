@@ -74,7 +74,8 @@ path = ""
 
 _TEXT = """\
 The gateway listens on http://{data}, its operator's port is http://{admin}.
-Two keys, 100 tokens a day each; the built-in provider answers with 19 tokens. Try in another terminal:
+Two keys, 100 tokens a day each; the built-in provider answers with 19 tokens.
+Try in another terminal:
 
 1. A request with alice's key: 200
 
@@ -92,7 +93,8 @@ Two keys, 100 tokens a day each; the built-in provider answers with 19 tokens. T
 
    curl -N http://{data}/openai/v1/chat/completions -H "Authorization: Bearer {bob}" \\
      -H "Content-Type: application/json" \\
-     -d '{{"model": "gpt-3.5-turbo", "stream": true, "messages": [{{"role": "user", "content": "Hello!"}}]}}'
+     -d '{{"model": "gpt-3.5-turbo", "stream": true,
+          "messages": [{{"role": "user", "content": "Hello!"}}]}}'
 
 4. Who used what
 
@@ -101,7 +103,6 @@ Two keys, 100 tokens a day each; the built-in provider answers with 19 tokens. T
 
 Ctrl-C ends the demo and removes its files.
 """
-
 
 
 class Gateway(Protocol):

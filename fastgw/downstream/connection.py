@@ -12,8 +12,8 @@ States, in the order of a connection's life:
 
 Pipelined requests wait as bytes until the exchange before them is done; past `buffer_size` reading
 pauses. After any doubt about framing the connection answers and closes, and never reads on. A FIN
-from the client is taken as its leaving, as nginx does: what a cancelled SDK call sends is a FIN, and
-going on would spend its owner's budget.
+from the client is taken as its leaving, as nginx does: what a cancelled SDK call sends is a FIN,
+and going on would spend its owner's budget.
 
 The connection is handed its handler and knows neither keys nor budgets.
 """
@@ -55,6 +55,9 @@ class Exchange(Protocol):
     def on_disconnect(self) -> None:
         """The client is gone."""
 
+    def overdue(self, now: float) -> None:
+        """Asked once a second, in monotonic seconds: end if this takes too long altogether."""
+
     def on_client_full(self) -> None:
         """The client does not take what was written: stop writing."""
 
@@ -79,11 +82,31 @@ class Connections:
         self.all: set[DownstreamConnection] = set()
         self.draining = False
 
-    def drain(self) -> None:
-        """Close those that wait for a request; the others close after their answer."""
+        self._empty = asyncio.Event()
+
+    def add(self, connection: DownstreamConnection) -> None:
+        """A connection opened."""
+        self.all.add(connection)
+
+    def discard(self, connection: DownstreamConnection) -> None:
+        """A connection closed."""
+        self.all.discard(connection)
+        if not self.all:
+            self._empty.set()
+
+    async def drain(self, within: float) -> None:
+        """Close those that wait for a request, the others after their answer; cut what is left
+        after `within` seconds."""
         self.draining = True
         for connection in list(self.all):
             connection.drain()
+        if self.all:
+            self._empty.clear()
+            try:
+                await asyncio.wait_for(self._empty.wait(), within)
+            except TimeoutError:
+                for connection in list(self.all):
+                    connection.cut(flush=False)
 
 
 class DownstreamConnection(asyncio.Protocol):
@@ -152,7 +175,7 @@ class DownstreamConnection(asyncio.Protocol):
             self._state = "closed"
             transport.abort()
             return
-        connections.all.add(self)
+        connections.add(self)
         self._sweeper.add(self)
 
     def data_received(self, data: bytes) -> None:
@@ -186,7 +209,7 @@ class DownstreamConnection(asyncio.Protocol):
         """The socket is closed, by whomever."""
         self._state = "closed"
         self._sweeper.discard(self)
-        self._connections.all.discard(self)
+        self._connections.discard(self)
         exchange, self._exchange = self._exchange, None
         if exchange is not None:
             exchange.on_disconnect()
@@ -372,9 +395,7 @@ class DownstreamConnection(asyncio.Protocol):
         elif len(data) > server.max_request_line and not (
             0 <= data.find(b"\r\n") <= server.max_request_line
         ):
-            self._refuse(
-                TargetTooLong(f"the request line passes {server.max_request_line} bytes")
-            )
+            self._refuse(TargetTooLong(f"the request line passes {server.max_request_line} bytes"))
 
     def _begin(self, head: RequestHead, length: int, data: bytes, end: int) -> bytes:
         """Open the exchange of a head; returns what follows the part of its body that is here."""

@@ -110,6 +110,7 @@ def read_request_head(head: bytes, max_fields: int) -> tuple[RequestHead, int]:
     except httptools.HttpParserUpgrade:
         pass  # an offer that we do not take up; CONNECT is refused below
     except httptools.HttpParserError as error:
+        _check_coding(lines)
         raise BadRequest(f"not a well-formed HTTP/1.1 request head: {error}") from None
     if first is None:
         raise BadRequest("the request line is not METHOD SP target SP HTTP-version")
@@ -152,6 +153,14 @@ def read_request_head(head: bytes, max_fields: int) -> tuple[RequestHead, int]:
         length = UNSIZED
     _target(request, first[2], b"host" in seen)
     return request, length
+
+
+def _check_coding(lines: list[bytes]) -> None:
+    """llhttp refuses some codings as malformed; the client should learn that they are unknown."""
+    for line in lines[1:]:
+        name, _, value = line.partition(b":")
+        if name.lower() == b"transfer-encoding" and value.strip(b" \t").lower() != b"chunked":
+            raise NotImplementedHere("the only transfer coding spoken here is chunked")
 
 
 def _length(value: bytes) -> int:

@@ -31,7 +31,7 @@ _DROPPED = HOP_BY_HOP | {
 speaks of the provider's own origin."""
 
 _KEEP, _DROP, _RATE_LIMIT, _LENGTH, _CODING, _CONNECTION, _KEEP_ALIVE, _MEDIA, _ENCODING = range(9)
-_KINDS = {name: _DROP for name in _DROPPED} | {
+_KINDS = dict.fromkeys(_DROPPED, _DROP) | {
     b"content-length": _LENGTH,
     b"transfer-encoding": _CODING,
     b"connection": _CONNECTION,

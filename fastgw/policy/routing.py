@@ -59,7 +59,7 @@ class Target(NamedTuple):
 
 
 class Router:
-    """The routes of a configuration; the longest prefix wins, one with a host before one without."""
+    """The routes of a configuration. The longest prefix wins, one with a host before all others."""
 
     def __init__(self, routes: Iterable[Route], upstreams: Iterable[Upstream]) -> None:
         bases = {

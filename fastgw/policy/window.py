@@ -9,11 +9,12 @@ nothing ever has to be reset.
 from __future__ import annotations
 
 from datetime import datetime, timedelta
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 from urllib.parse import quote, unquote
 from zoneinfo import ZoneInfo
 
-from fastgw.config.tables import CalendarWindow as CalendarSetting
+if TYPE_CHECKING:
+    from fastgw.config.tables import CalendarWindow as CalendarSetting
 
 UNITS = {
     "second": 1,

@@ -42,7 +42,7 @@ class RedisStore:
         """`timeout`: hard deadline of one settle in seconds, connecting included."""
         self._prefix = f"{prefix}:a:"
         self._timeout = timeout
-        self._pool: ConnectionPool[Any] = ConnectionPool.from_url(
+        self._pool: ConnectionPool = ConnectionPool.from_url(
             url,
             max_connections=1,
             # A repeat by the client would pass the deadline; ours is made by the settlement.
@@ -82,7 +82,8 @@ class RedisStore:
             )
         )
         try:
-            return await self._guard(self._scan(reader), _REPORT_TIMEOUT)
+            found: dict[str, int] = await self._guard(self._scan(reader), _REPORT_TIMEOUT)
+            return found
         finally:
             await reader.connection_pool.disconnect()
 
@@ -103,17 +104,14 @@ class RedisStore:
             return await self._call(keys, arguments)
 
     async def _call(self, keys: list[str], arguments: list[str | int]) -> list[str]:
-        answer = await self._redis.execute_command(
-            "EVALSHA", self._sha, len(keys), *keys, *arguments
-        )
+        answer = await self._redis.evalsha(self._sha, len(keys), *keys, *arguments)
         return list(answer)
 
     async def _scan(self, reader: Redis) -> dict[str, int]:
         found: dict[str, int] = {}
-        names: list[str] = []
         escaped = "".join(f"\\{c}" if c in "*?[]\\^-" else c for c in self._prefix)
-        async for name in reader.scan_iter(match=f"{escaped}*", count=_SCAN_COUNT):
-            names.append(name)
+        pattern = f"{escaped}*"
+        names = [name async for name in reader.scan_iter(match=pattern, count=_SCAN_COUNT)]
         for at in range(0, len(names), _SCAN_COUNT):
             part = names[at : at + _SCAN_COUNT]
             pipe = reader.pipeline(transaction=False)
@@ -124,13 +122,13 @@ class RedisStore:
                     found[name.removeprefix(self._prefix)] = int(value)
         return found
 
-    async def _guard(self, call: Awaitable[Any], timeout: float) -> Any:
+    async def _guard(self, call: Awaitable[Any], within: float) -> Any:
         try:
-            async with asyncio.timeout(timeout):
+            async with asyncio.timeout(within):
                 return await call
         except TimeoutError:
             await self._drop()
-            raise StoreUnavailable(f"Redis took longer than {timeout} s") from None
+            raise StoreUnavailable(f"Redis took longer than {within} s") from None
         except (RedisError, OSError, ValueError) as error:
             await self._drop()
             raise StoreUnavailable(f"Redis: {_without_secrets(error)}") from None

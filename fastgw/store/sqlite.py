@@ -1,7 +1,8 @@
 """The default store: one SQLite file, no server. Survives restarts; processes may share it.
 
-Two tables: `accounts(account, used, expires_at)` and `sequences(account, writer, sequence)`. A batch
-is one transaction, begun IMMEDIATE so that two processes never read the same `used` and write both.
+Two tables: `accounts(account, used, expires_at)` and `sequences(account, writer, sequence)`. A
+batch is one transaction, begun IMMEDIATE so that two processes never read the same `used` and
+write both.
 WAL with synchronous=NORMAL: a crash of the process loses nothing that was settled, a power cut may
 lose the last transactions. All calls run on one thread of the store's own; the loop never waits for
 the disk.
@@ -84,7 +85,7 @@ class SqliteStore:
             raise StoreUnavailable("the store is closed")
         running = asyncio.get_running_loop().run_in_executor(self._thread, self._guard, work)
         try:
-            # Past the deadline the work goes on in its thread; its sequence makes a repeat harmless.
+            # Past the deadline the work goes on in its thread; a repeat is harmless.
             return await asyncio.wait_for(asyncio.shield(running), self._timeout)
         except TimeoutError:
             running.add_done_callback(lambda future: future.exception())

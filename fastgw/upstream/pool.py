@@ -217,4 +217,3 @@ class Ticket:
         self.cancel()
         if acquirer is not None:
             acquirer.on_acquire_failure(reason)
-

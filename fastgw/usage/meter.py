@@ -45,11 +45,11 @@ TAIL = 8 * 1024
 class Dialect(Protocol):
     """What the meter asks of a dialect; a module fulfils it."""
 
-    def usage_object(self, message: dict[str, Any], /) -> dict[str, Any] | None: ...  # noqa: D102
-    def normal_form(self, usage: dict[str, Any], /) -> Usage | None: ...  # noqa: D102
-    def is_usage_only(self, event: dict[str, Any], /) -> bool: ...  # noqa: D102
-    def texts(self, message: dict[str, Any], /) -> list[str]: ...  # noqa: D102
-    def model(self, message: dict[str, Any], /) -> str: ...  # noqa: D102
+    def usage_object(self, message: dict[str, Any], /) -> dict[str, Any] | None: ...
+    def normal_form(self, usage: dict[str, Any], /) -> Usage | None: ...
+    def is_usage_only(self, event: dict[str, Any], /) -> bool: ...
+    def texts(self, message: dict[str, Any], /) -> list[str]: ...
+    def model(self, message: dict[str, Any], /) -> str: ...
 
 
 class Metered(NamedTuple):
@@ -346,10 +346,8 @@ def read_answer(
 def _search_tail(dialect: Dialect, body: bytes, head: bytes) -> Metered | None:
     """Usage near the end of a large answer; None if it is not found there."""
     tail = body[-TAIL:]
-    last = None
-    for last in _TAIL_USAGE.finditer(tail):
-        pass
-    usage = read_object(last[1]) if last is not None else None
+    found = _TAIL_USAGE.findall(tail)
+    usage = read_object(found[-1]) if found else None
     normal = dialect.normal_form(usage) if usage is not None else None
     if normal is None:
         return None

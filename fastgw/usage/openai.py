@@ -154,9 +154,11 @@ def _choice_texts(choice: dict[str, Any], found: list[str]) -> None:
                 if isinstance(piece, dict) and isinstance(piece.get("text"), str)
             )
     calls = part.get("tool_calls")
-    functions = [call.get("function") for call in calls if isinstance(call, dict)] if isinstance(
-        calls, list
-    ) else []
+    functions = (
+        [call.get("function") for call in calls if isinstance(call, dict)]
+        if isinstance(calls, list)
+        else []
+    )
     functions.append(part.get("function_call"))
     for function in functions:
         if isinstance(function, dict):

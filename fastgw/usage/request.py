@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 _FORM_MODEL = re.compile(
-    rb'content-disposition:[^\r\n]*;[ ]*name="?model"?[^\r\n]*\r\n(?:[^\r\n]+\r\n)*\r\n([^\r\n]*)\r\n',
+    rb'content-disposition:[^\r\n]*;[ ]*name="?model"?[^\r\n]*\r\n'
+    rb"(?:[^\r\n]+\r\n)*\r\n([^\r\n]*)\r\n",
     re.IGNORECASE,
 )
 _ASK = b'"stream_options":{"include_usage":true},'

@@ -1,5 +1,6 @@
 import gzip
 import zlib
+from itertools import pairwise
 
 import orjson
 import pytest
@@ -30,7 +31,7 @@ def watch(
 ) -> tuple[bytes, Metered]:
     meter = StreamMeter(openai, **options)
     edges = [0, *(cuts or []), len(body)]
-    out = b"".join(meter.feed(body[a:b]) for a, b in zip(edges, edges[1:], strict=False))
+    out = b"".join(meter.feed(body[a:b]) for a, b in pairwise(edges))
     out += meter.rest()
     return out, meter.finish(complete, lambda: 7)
 
@@ -56,7 +57,7 @@ def test_other_line_ends(end: bytes) -> None:
     for at in range(len(body) + 1):
         out, found = watch(body, [at], strip=True)
         # A LF that was cut off its CR stays: an empty line more, which says nothing.
-        assert out.replace(b"\r\n", b"\n") .replace(b"\r", b"\n").replace(b"\n\n\n", b"\n\n") == (
+        assert out.replace(b"\r\n", b"\n").replace(b"\r", b"\n").replace(b"\n\n\n", b"\n\n") == (
             TEXT + DONE
         )
         assert found.usage.source == "reported"
@@ -183,9 +184,14 @@ def test_a_huge_event_is_not_held_back() -> None:
 @settings(max_examples=60)
 @given(st.data())
 def test_any_pieces_give_the_same(data: st.DataObject) -> None:
-    body = b": hi\n\n" + TEXT + delta("你好 \N{GRINNING FACE}") + EXTRA + event(
-        {"choices": [], "usage": None}
-    ) + DONE
+    body = (
+        b": hi\n\n"
+        + TEXT
+        + delta("你好 \N{GRINNING FACE}")
+        + EXTRA
+        + event({"choices": [], "usage": None})
+        + DONE
+    )
     cuts = data.draw(st.lists(st.integers(0, len(body)), max_size=10).map(sorted))
     out, found = watch(body, cuts, strip=True)
     assert out == body.replace(EXTRA, b"")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -37,13 +38,9 @@ def test_recording(entry: dict[str, Any]) -> None:
         variants += [body.replace(b"\n", b"\r\n"), b"\xef\xbb\xbf" + body, b": hi\n\n" + body]
     for variant in variants:
         for cuts in plans:
-            meter = (
-                StreamMeter(openai) if entry["framing"] == "sse" else JsonMeter(openai)
-            )
+            meter = StreamMeter(openai) if entry["framing"] == "sse" else JsonMeter(openai)
             edges = [0, *cuts, len(variant)]
-            out = b"".join(
-                meter.feed(variant[a:b]) for a, b in zip(edges, edges[1:], strict=False)
-            )
+            out = b"".join(meter.feed(variant[a:b]) for a, b in pairwise(edges))
             assert out + meter.rest() == variant
             usage = meter.finish(True, lambda: 7).usage
             if expected is None:

@@ -8,6 +8,7 @@ MAX_PENDING meanwhile is dropped and counted.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import sys
@@ -37,6 +38,7 @@ class AccessLog:
         self._file = -1
         self._reopen = False
         self._task: asyncio.Task[Any] | None = None
+        self._closing = asyncio.Event()
         self._pending = 0
 
     def start(self) -> None:
@@ -62,10 +64,9 @@ class AccessLog:
     async def close(self) -> None:
         """Write what is left and close."""
         if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+            self._closing.set()
+            await self._task  # never cancelled: a thread may be writing
             self._task = None
-            await self._flush()
         if self._file > 2:
             os.close(self._file)
         self._file = -1
@@ -76,13 +77,16 @@ class AccessLog:
         return os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o640)
 
     async def _run(self) -> None:
-        while True:
-            await asyncio.sleep(INTERVAL)
+        closing = False
+        while not closing:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(INTERVAL):
+                    await self._closing.wait()
+            closing = self._closing.is_set()
             if self._reopen:
                 self._reopen = False
                 self._swap()
-            if self._lines:
-                await asyncio.shield(asyncio.ensure_future(self._flush()))  # noqa: TID251 - held here
+            await self._flush()
 
     def _swap(self) -> None:
         try:

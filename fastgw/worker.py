@@ -254,5 +254,6 @@ class Worker:
             yield Sample("budget_remaining", labels, max(0, limit.amount - used))
         for rule in self._planner.rules:
             yield Sample("budget_refusals_total", (rule.limit.name,), rule.limit.refusals)
+        yield Sample("access_log_dropped_total", (), self._access_log.dropped)
         yield Sample("debits_pending", (), self._ledger.pending)
         yield Sample("store_up", (), int(self._settlement is not None and self._settlement.up))

@@ -61,7 +61,7 @@ def imports(path: Path, *, typing_too: bool) -> set[str]:
         for node in ast.walk(tree):
             if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test):
                 skipped.update(child for child in ast.walk(node))
-    found = set()
+    found: set[str] = set()
     for node in ast.walk(tree):
         if node in skipped:
             continue

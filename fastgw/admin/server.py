@@ -8,6 +8,7 @@ within HEAD_TIMEOUT, no request body. A slow client holds one connection and not
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hmac
 import logging
 import os
@@ -27,6 +28,7 @@ log = logging.getLogger(__name__)
 MAX_CONNECTIONS = 64
 HEAD_TIMEOUT = 10.0
 IDLE_TIMEOUT = 75.0
+LINGER_TIMEOUT = 2.0
 READ_SIZE = 16 * 1024
 _JSON = "application/json"
 
@@ -139,6 +141,7 @@ class AdminServer:
             async with asyncio.timeout(HEAD_TIMEOUT):
                 await writer.drain()
             if connection.our_state is not h11.DONE or connection.their_state is not h11.DONE:
+                await _linger(reader, writer)
                 return
             connection.start_next_cycle()
             timeout = IDLE_TIMEOUT
@@ -200,6 +203,16 @@ async def _next_request(
             raise _error(413, "body_too_large", "no path of this port takes a body")
         else:
             return None
+
+
+async def _linger(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Read on for a while: closing over unread bytes resets the connection and with it the answer
+    that the client has not read yet (RFC 9112, 9.6)."""
+    writer.write_eof()
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(LINGER_TIMEOUT):
+            while await reader.read(READ_SIZE):
+                pass
 
 
 def _frames(connection: h11.Connection, answer: _Answer, head_only: bool) -> list[bytes]:

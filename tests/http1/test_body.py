@@ -36,16 +36,17 @@ def test_any_payload_in_any_pieces(payloads: list[bytes], random: object) -> Non
 
 def test_verbatim_only_for_exactly_one_canonical_chunk() -> None:
     decoder = ChunkedDecoder()
-    assert decoder.feed(b"5\r\nhello\r\n") == b"hello"
-    assert decoder.verbatim
-    for odd in (b"05\r\nhello\r\n", b"5;x\r\nhello\r\n", b"A\r\n0123456789\r\n"):
-        decoder.feed(odd)
-        assert not decoder.verbatim
-    assert decoder.feed(b"3\r\nabc\r\n3\r\nxyz\r\n") == b"abcxyz"
-    assert not decoder.verbatim
-    assert decoder.feed(b"5\r\nhel") == b"hel"
-    assert decoder.feed(b"lo\r\n") == b"lo"
-    assert not decoder.verbatim
+
+    def feed(data: bytes) -> tuple[bytes, bool]:
+        return decoder.feed(data), decoder.verbatim
+
+    assert feed(b"5\r\nhello\r\n") == (b"hello", True)
+    for odd in (b"05\r\nhello\r\n", b"5;x\r\nhello\r\n"):
+        assert feed(odd) == (b"hello", False)
+    assert feed(b"A\r\n0123456789\r\n") == (b"0123456789", False)
+    assert feed(b"3\r\nabc\r\n3\r\nxyz\r\n") == (b"abcxyz", False)
+    assert feed(b"5\r\nhel") == (b"hel", False)
+    assert feed(b"lo\r\n") == (b"lo", False)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,112 @@
+"""What only a file can do: be locked, be missing, be read-only, be broken, outlive the process."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sqlite3
+from typing import TYPE_CHECKING
+
+import pytest
+
+from fastgw import clock
+from fastgw.errors import StoreUnavailable
+from fastgw.model import Batch, Debit
+from fastgw.store.sqlite import SqliteStore
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+LATER = int(clock.wall()) + 3600
+
+
+def batch(sequence: int, *debits: tuple[str, int]) -> Batch:
+    return Batch("w1", sequence, tuple(Debit(name, amount, LATER) for name, amount in debits))
+
+
+def test_the_file_is_for_its_owner_alone(tmp_path: Path) -> None:
+    path = tmp_path / "budgets.db"
+
+    async def main() -> None:
+        store = SqliteStore(str(path), 5.0)
+        await store.open()
+        await store.close()
+
+    before = os.umask(0)
+    try:
+        asyncio.run(main())
+    finally:
+        os.umask(before)
+    assert path.stat().st_mode & 0o777 == 0o600
+
+
+def test_a_missing_folder_says_so(tmp_path: Path) -> None:
+    async def main() -> None:
+        store = SqliteStore(str(tmp_path / "none" / "budgets.db"), 5.0)
+        with pytest.raises(StoreUnavailable, match="folder"):
+            await store.open()
+        await store.close()
+
+    asyncio.run(main())
+
+
+def test_a_file_that_is_no_database_is_left_alone(tmp_path: Path) -> None:
+    path = tmp_path / "letter.txt"
+    path.write_text("Dear diary, " * 200)
+
+    async def main() -> None:
+        store = SqliteStore(str(path), 5.0)
+        with pytest.raises(StoreUnavailable, match=r"letter\.txt"):
+            await store.open()
+        await store.close()
+
+    asyncio.run(main())
+    assert path.read_text() == "Dear diary, " * 200
+
+
+def test_a_lock_held_too_long_is_unavailable_and_nothing_is_lost(tmp_path: Path) -> None:
+    path = tmp_path / "budgets.db"
+
+    async def main() -> None:
+        store = SqliteStore(str(path), 0.3)
+        await store.open()
+        other = sqlite3.connect(path, isolation_level=None)
+        other.execute("BEGIN IMMEDIATE")
+        with pytest.raises(StoreUnavailable):
+            await store.settle(batch(1, ("a", 5)))
+        other.execute("ROLLBACK")
+        other.close()
+        await asyncio.sleep(0.3)  # the first try may still be waiting in its thread
+        assert await store.settle(batch(1, ("a", 5))) == [5]
+        await store.close()
+
+    asyncio.run(main())
+
+
+def test_after_close_it_is_unavailable(tmp_path: Path) -> None:
+    async def main() -> None:
+        store = SqliteStore(str(tmp_path / "budgets.db"), 5.0)
+        await store.open()
+        await store.close()
+        with pytest.raises(StoreUnavailable, match="closed"):
+            await store.settle(batch(1, ("a", 1)))
+
+    asyncio.run(main())
+
+
+def test_expired_accounts_are_swept_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fastgw.store.sqlite._PURGE_EVERY", 2)
+    path = tmp_path / "budgets.db"
+
+    async def main() -> None:
+        store = SqliteStore(str(path), 5.0)
+        await store.settle(Batch("w1", 1, (Debit("old", 5, int(clock.wall()) - 5),)))
+        await store.settle(batch(2, ("new", 5)))
+        await store.settle(batch(3, ("new", 5)))
+        await store.close()
+
+    asyncio.run(main())
+    db = sqlite3.connect(path)
+    assert db.execute("SELECT account, used FROM accounts").fetchall() == [("new", 10)]
+    assert db.execute("SELECT account FROM sequences").fetchall() == [("new",)]
+    db.close()

@@ -1,0 +1,139 @@
+"""The access log: whole lines, in order, rotated without loss, bounded when the disk stands."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from typing import TYPE_CHECKING, Any
+
+import orjson
+
+from fastgw import access_log
+from fastgw.access_log import AccessLog
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import pytest
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    return [orjson.loads(line) for line in path.read_bytes().splitlines()]
+
+
+def test_every_entry_is_one_line_in_order(tmp_path: Path) -> None:
+    path = tmp_path / "access.log"
+
+    async def main() -> None:
+        log = AccessLog(str(path))
+        log.start()
+        for number in range(1000):
+            log.write({"n": number, "path": '/a"b\nc\u2028\x00'})
+        await log.close()
+        assert log.dropped == 0
+
+    asyncio.run(main())
+    assert [line["n"] for line in lines(path)] == list(range(1000))
+    assert path.read_bytes().count(b"\n") == 1000
+    assert path.stat().st_mode & 0o007 == 0
+
+
+def test_reopen_goes_on_in_a_new_file(tmp_path: Path) -> None:
+    path = tmp_path / "access.log"
+
+    async def main() -> None:
+        log = AccessLog(str(path))
+        log.start()
+        log.write({"n": 1})
+        await asyncio.sleep(3 * access_log.INTERVAL)
+        path.rename(tmp_path / "access.log.1")
+        log.reopen()
+        await asyncio.sleep(3 * access_log.INTERVAL)
+        log.write({"n": 2})
+        await log.close()
+
+    asyncio.run(main())
+    assert lines(tmp_path / "access.log.1") == [{"n": 1}]
+    assert lines(path) == [{"n": 2}]
+
+
+def test_a_file_that_cannot_be_opened_again_keeps_the_old_one(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = tmp_path / "logs"
+    folder.mkdir()
+
+    async def main() -> None:
+        log = AccessLog(str(folder / "access.log"))
+        log.start()
+        folder.rename(tmp_path / "moved")
+        log.reopen()
+        await asyncio.sleep(3 * access_log.INTERVAL)
+        log.write({"n": 1})
+        await log.close()
+
+    asyncio.run(main())
+    assert lines(tmp_path / "moved" / "access.log") == [{"n": 1}]
+    assert "cannot reopen" in caplog.text
+
+
+def test_a_reader_that_stopped_costs_lines_not_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(access_log, "MAX_PENDING", 200_000)
+    path = tmp_path / "fifo"
+    os.mkfifo(path)
+    reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+
+    async def main() -> None:
+        log = AccessLog(str(path))
+        log.start()
+        for number in range(5000):
+            log.write({"n": number, "filler": "x" * 90})
+            if number % 500 == 0:
+                await asyncio.sleep(access_log.INTERVAL / 4)
+        assert log.dropped > 1000
+        assert sum(map(len, log._lines)) <= 200_000
+
+        async def drain() -> bytes:
+            data = b""
+            while True:
+                try:
+                    part = os.read(reader, 1 << 20)
+                except BlockingIOError:
+                    await asyncio.sleep(0.001)
+                    continue
+                if not part:  # closed
+                    return data
+                data += part
+
+        closing = asyncio.ensure_future(log.close())
+        written = [orjson.loads(line)["n"] for line in (await drain()).splitlines()]
+        await closing
+        assert len(written) == 5000 - log.dropped
+        assert written == sorted(written)
+
+    asyncio.run(main())
+    os.close(reader)
+
+
+def test_a_full_disk_is_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    async def main() -> None:
+        log = AccessLog("/dev/full")
+        log.start()
+        log.write({"n": 1})
+        await log.close()
+        assert log.dropped == 1
+
+    asyncio.run(main())
+    assert "cannot write" in caplog.text
+
+
+def test_off_writes_nothing() -> None:
+    async def main() -> None:
+        log = AccessLog("")
+        assert not log.enabled
+        log.start()
+        await log.close()
+
+    asyncio.run(main())

@@ -29,7 +29,7 @@ from fastgw.errors import (
 )
 from fastgw.http1.body import LAST_CHUNK, chunk
 from fastgw.http1.request import UNSIZED
-from fastgw.relay import COMPRESSED, EVENT_STREAM, Relay, make_meter, whole_answer
+from fastgw.relay import COMPRESSED, EVENT_STREAM, EditedRelay, Relay, make_meter, whole_answer
 from fastgw.upstream.pool import Ticket
 from fastgw.usage import openai
 from fastgw.usage.estimate import prompt_tokens
@@ -351,6 +351,8 @@ class Exchange:
         closes = connection.closes_after_answer or not request.keep_alive
         if ended and head.media != EVENT_STREAM and head.encoding not in COMPRESSED:
             # All of it at once, as most buffered answers come: no relay, no meter to set up.
+            if plan.edit is not None and head.status == 200:
+                body = plan.edit(body)
             connection.write(whole_answer(request, head, extra, body, closes))
             self.bytes_out = len(body)
             self._upstream = None
@@ -361,13 +363,13 @@ class Exchange:
             connection.done(not closes)
             return
         meter = self._meter = make_meter(plan, head, self._injected)
-        relay = self._relay = Relay(
-            connection.write,
-            request,
-            head,
-            strips=self._injected and head.status < 400,
-            closing=closes,
-        )
+        write = connection.write
+        strips = self._injected and head.status < 400
+        if plan.edit is not None and head.status == 200 and head.encoding not in COMPRESSED:
+            relay: Relay = EditedRelay(write, request, head, plan.edit, closing=closes)
+        else:
+            relay = Relay(write, request, head, strips=strips, closing=closes)
+        self._relay = relay
         if relay.strips:
             out = meter.feed(body) if body else b""
             if ended:
@@ -406,9 +408,10 @@ class Exchange:
         """No (more) answer from the provider."""
         upstream, self._upstream = self._upstream, None
         relay = self._relay
-        if relay is None:
+        if relay is None or not relay.begun:
             if (
                 reason == "reset"
+                and relay is None
                 and upstream is not None
                 and upstream.reused
                 and not self._retried

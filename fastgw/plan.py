@@ -9,6 +9,7 @@ accounts and the metric handles for each model.
 from __future__ import annotations
 
 import re
+from functools import partial
 from typing import TYPE_CHECKING
 
 from fastgw.config.expression import parse_expression
@@ -24,6 +25,7 @@ from fastgw.http1.serialize import field
 from fastgw.keyring import Keyring, VirtualKey
 from fastgw.policy.admission import Facts, any_matches, evaluate, make_rules
 from fastgw.policy.routing import Router, normalise
+from fastgw.relay import only_models
 from fastgw.usage import openai
 
 if TYPE_CHECKING:
@@ -71,6 +73,7 @@ class Plan:
         "buffered",
         "counts",
         "echoes",
+        "edit",
         "facts",
         "generation",
         "head",
@@ -99,6 +102,7 @@ class Plan:
         self.strict = False
         self.counts = False  # an answer without usage is counted
         self.echoes = False  # the answer repeats JSON of the client's
+        self.edit: Callable[[bytes], bytes] | None = None  # what becomes of an answer's body
         self.asks_usage = False  # streams are asked for their usage
         self.request_id = b""
         self.facts: Facts = Facts({}, _no_header, "", "")
@@ -160,10 +164,13 @@ class Planner:
         if request.method == b"POST":
             plan.operation = openai.OPERATIONS.get(target.below, "")
         plan.metered = writes and route.budgets
-        plan.strict = bool(writes and (plan.key.allowed_models or route.models))
+        limited = bool(plan.key.allowed_models or route.models)
+        plan.strict = writes and limited
         plan.buffered = (plan.metered and plan.operation != "") or plan.strict
         plan.counts = plan.operation != ""
         plan.echoes = plan.operation == "responses"
+        if limited and request.method == b"GET" and target.below == openai.MODELS:
+            plan.edit = partial(only_models, plan.allows_model)
         plan.asks_usage = (
             upstream.include_usage
             and plan.metered
@@ -178,7 +185,7 @@ class Planner:
             target.path,
             query,
             self._prefixes[upstream.name],
-            _client_fields(request, shown.fields, upstream, plan.metered),
+            _client_fields(request, shown.fields, upstream, plan.metered or plan.edit is not None),
         )
         return plan
 
@@ -233,9 +240,10 @@ def _prefix(upstream: Upstream) -> bytes:
 
 
 def _client_fields(
-    request: RequestHead, carriers: frozenset[bytes], upstream: Upstream, metered: bool
+    request: RequestHead, carriers: frozenset[bytes], upstream: Upstream, read: bool
 ) -> bytes:
-    """The client's end-to-end fields, as they may be sent on."""
+    """The client's end-to-end fields, as they may be sent on. `read`: we read the answer, so ask
+    for one that is not compressed."""
     dropped = _DROPPED | carriers | {name.lower().encode() for name in upstream.headers or ()}
     named = {
         option
@@ -254,7 +262,7 @@ def _client_fields(
             and not lower.startswith((b"proxy-", b"x-forwarded-"))
         ):
             lines.append(b"%b: %b\r\n" % (name, value))
-    if metered and not _NO_IDENTITY.search(accept_encoding):
+    if read and not _NO_IDENTITY.search(accept_encoding):
         accept_encoding = b"identity"
     if accept_encoding:
         lines.append(b"accept-encoding: %b\r\n" % accept_encoding)

@@ -18,6 +18,7 @@ from fastgw.http1.body import LAST_CHUNK, chunk
 from fastgw.http1.serialize import status_line
 from fastgw.usage import openai
 from fastgw.usage.meter import NO_METER, JsonMeter, Meter, StreamMeter
+from fastgw.usage.payload import read_object
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 
 COMPRESSED = frozenset({b"gzip", b"x-gzip", b"deflate"})
 _NO_STORE = b"x-accel-buffering: no\r\n"
-
+MAX_EDITED = 4 * 1024 * 1024
 
 EVENT_STREAM = b"text/event-stream"
 
@@ -58,10 +59,34 @@ def whole_answer(
     return b"%b%b%b%b\r\n%b" % (status_line(head.status), head.fields, extra, framing, body)
 
 
-class Relay:
-    """One answer on its way. `sent` counts the body bytes given to the client."""
+def only_models(allows: Callable[[str], bool], body: bytes) -> bytes:
+    """A list of models (`{"data": [{"id": …}]}`) without those that may not be used."""
+    message = read_object(body)
+    listed = message.get("data") if message is not None else None
+    if message is None or not isinstance(listed, list):
+        return body
+    message["data"] = [
+        each
+        for each in listed
+        if not isinstance(each, dict) or not isinstance(name := each.get("id"), str) or allows(name)
+    ]
+    return orjson.dumps(message)
 
-    __slots__ = ("_chunked", "_head_only", "_write", "closes", "event_stream", "sent", "strips")
+
+class Relay:
+    """One answer on its way. `sent` counts the body bytes given to the client; `begun` says that it
+    has any of it."""
+
+    __slots__ = (
+        "_chunked",
+        "_head_only",
+        "_write",
+        "begun",
+        "closes",
+        "event_stream",
+        "sent",
+        "strips",
+    )
 
     def __init__(
         self,
@@ -75,6 +100,7 @@ class Relay:
         """`strips`: the body may come out shorter than it went in. `closing`: the connection ends
         after this answer."""
         self._write = write
+        self.begun = True
         self.event_stream = head.media == EVENT_STREAM
         self.strips = strips and self.event_stream
         self.sent = 0
@@ -130,3 +156,53 @@ class Relay:
         )
         data = b"data: " + event + b"\n\n"
         self._write(chunk(data) if self._chunked else data)
+
+
+class EditedRelay(Relay):
+    """A short answer that is read to its end and written as `edit` makes it. One that turns out
+    longer than MAX_EDITED is passed on as it is."""
+
+    __slots__ = ("_edit", "_extra", "_head", "_pieces", "_request", "_size")
+
+    def __init__(
+        self,
+        write: Callable[[bytes], object],
+        request: RequestHead,
+        head: ResponseHead,
+        edit: Callable[[bytes], bytes],
+        *,
+        closing: bool,
+    ) -> None:
+        super().__init__(write, request, head, strips=False, closing=closing)
+        self.begun = False
+        self._edit = edit
+        self._extra = b""
+        self._pieces: list[bytes] = []
+        self._size = 0
+        self._request = request
+        self._head = head
+
+    def begin(
+        self, request: RequestHead, head: ResponseHead, extra: bytes, body: bytes, ended: bool
+    ) -> None:
+        """Keep what is here."""
+        self._extra = extra
+        self.body(body, None, ended)
+
+    def body(self, data: bytes, framed: bytes | None, ended: bool) -> None:
+        """Keep more; write when all is here."""
+        if self.begun:
+            super().body(data, framed, ended)
+            return
+        self._pieces.append(data)
+        self._size += len(data)
+        if ended:
+            body = self._edit(b"".join(self._pieces))
+            self.begun = True
+            self.sent = len(body)
+            self._write(whole_answer(self._request, self._head, self._extra, body, self.closes))
+        elif self._size > MAX_EDITED:
+            self.begun = True
+            body = b"".join(self._pieces)
+            self._pieces.clear()
+            super().begin(self._request, self._head, self._extra, body, False)

@@ -182,6 +182,8 @@ class Worker:
         self._warn()
 
     def _warn(self) -> None:
+        if not any(rule.limit.warn_at for rule in self._planner.rules):
+            return
         for account in self._ledger.accounts():
             limit = account.limit
             if limit.warn_at and account.warned_at != account.start:

@@ -30,7 +30,7 @@ def free_port() -> int:
 class Process:
     """A child process that is ended by its pid."""
 
-    def __init__(self, *arguments: str, log: Path) -> None:
+    def __init__(self, *arguments: str, log: Path, env: dict[str, str] | None = None) -> None:
         self.log = log
         with log.open("ab") as out:
             self.child = subprocess.Popen(
@@ -38,7 +38,7 @@ class Process:
                 stdout=out,
                 stderr=subprocess.STDOUT,
                 cwd=log.parent,
-                env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONDEVMODE": ""},
+                env={**os.environ, "PYTHONPATH": str(ROOT), **(env or {})},
             )
 
     def wait_for(self, port: int) -> None:
@@ -65,7 +65,7 @@ class Process:
 class Provider(Process):
     """The stub provider in a process of its own."""
 
-    def __init__(self, folder: Path, behaviour: str = "", port: int = 0) -> None:
+    def __init__(self, folder: Path, behaviour: str = "", port: int = 0, *more: str) -> None:
         self.port = port or free_port()
         super().__init__(
             "fastgw.demo.provider",
@@ -73,6 +73,7 @@ class Provider(Process):
             f"127.0.0.1:{self.port}",
             "--behaviour",
             behaviour,
+            *more,
             log=folder / f"provider-{self.port}.log",
         )
         self.wait_for(self.port)
@@ -92,7 +93,7 @@ class Provider(Process):
 
 CONFIG = """
 [server]
-listen = "127.0.0.1:{port}"
+listen = {listen}
 drain_timeout = "5s"
 {server}
 [admin]
@@ -114,7 +115,7 @@ metadata = {{ user_id = "bob", tier = "premium" }}
 {budgets}
 [[upstreams]]
 name = "stub"
-base_url = "http://127.0.0.1:{provider}/v1"
+base_url = "{base_url}"
 api_key = "{upstream_key}"
 {upstream}
 [[routes]]
@@ -150,7 +151,15 @@ class Gateway(Process):
         upstream: str = "",
         metrics: str = 'labels = { user_id = "apiKey.user_id" }',
         more: str = "",
+        listen: str = "",
+        base_url: str = "",
+        env: dict[str, str] | None = None,
+        files: dict[str, str] | None = None,
     ) -> None:
+        """`files`: names beside the configuration, and their text."""
+        for name, text in (files or {}).items():
+            (folder / name).parent.mkdir(exist_ok=True)
+            (folder / name).write_text(text)
         self.port = free_port()
         self.admin_port = free_port()
         self.folder = folder
@@ -158,12 +167,13 @@ class Gateway(Process):
         self.config.write_text(
             CONFIG.format(
                 port=self.port,
+                listen=listen or f'"127.0.0.1:{self.port}"',
                 admin_port=self.admin_port,
                 token=TOKEN,
                 alice=ALICE,
                 bob=BOB,
                 upstream_key=UPSTREAM_KEY,
-                provider=provider_port,
+                base_url=base_url or f"http://127.0.0.1:{provider_port}/v1",
                 store=store or f"sqlite:{folder}/budgets-{self.port}.db",
                 store_more=store_more,
                 server=server,
@@ -176,9 +186,11 @@ class Gateway(Process):
             )
         )
         super().__init__(
-            "fastgw", "serve", "--config", str(self.config), log=folder / f"gateway-{self.port}.log"
+            *("fastgw", "serve", "--config", str(self.config)),
+            log=folder / f"gateway-{self.port}.log",
+            env=env,
         )
-        self.wait_for(self.port)
+        self.wait_for(self.admin_port)
 
     @property
     def url(self) -> str:

@@ -18,6 +18,7 @@ import gzip
 import os
 import signal
 import socket
+import ssl
 import sys
 from functools import lru_cache
 from typing import Any, cast
@@ -56,7 +57,13 @@ class StubProvider:
         self.connections: set[_Connection] = set()
         self._server: asyncio.Server | None = None
 
-    async def start(self, host: str = "127.0.0.1", port: int = 0, reuse: bool = False) -> None:
+    async def start(
+        self,
+        host: str = "127.0.0.1",
+        port: int = 0,
+        reuse: bool = False,
+        tls: ssl.SSLContext | None = None,
+    ) -> None:
         """Listen; `port` 0 takes a free one."""
         sock = socket.socket()
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -64,7 +71,9 @@ class StubProvider:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         sock.bind((host, port))
         loop = asyncio.get_running_loop()
-        self._server = await loop.create_server(lambda: _Connection(self), sock=sock, backlog=4096)
+        self._server = await loop.create_server(
+            lambda: _Connection(self), sock=sock, backlog=4096, ssl=tls
+        )
         self.port = sock.getsockname()[1]
 
     async def close(self) -> None:
@@ -434,9 +443,14 @@ def _whole_json(operation: str, model: str, behaviour: Behaviour) -> bytes:
     return _head(200, kind, length, False, packed) + body
 
 
-async def _serve(host: str, port: int, behaviour: str, keep_log: bool, reuse: bool) -> None:
-    provider = StubProvider(behaviour, keep_log)
-    await provider.start(host, port, reuse)
+async def _serve(options: argparse.Namespace) -> None:
+    host, _, port = options.listen.rpartition(":")
+    tls = None
+    if options.tls_cert:
+        tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        tls.load_cert_chain(options.tls_cert)
+    provider = StubProvider(options.behaviour, not options.no_log)
+    await provider.start(host, int(port), options.workers > 1, tls)
     stopping = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stopping.set)
@@ -452,8 +466,8 @@ def main() -> int:
     parser.add_argument("--behaviour", default="", help="key=value;key=value for every request")
     parser.add_argument("--no-log", action="store_true", help="keep no log of requests")
     parser.add_argument("--workers", type=int, default=1, help="processes on the port")
+    parser.add_argument("--tls-cert", default="", help="PEM of key and chain: speak TLS")
     options = parser.parse_args()
-    host, _, port = options.listen.rpartition(":")
     children: list[int] = []
     for _ in range(options.workers - 1):
         child = os.fork()
@@ -461,7 +475,7 @@ def main() -> int:
             children.clear()
             break
         children.append(child)
-    uvloop.run(_serve(host, int(port), options.behaviour, not options.no_log, options.workers > 1))
+    uvloop.run(_serve(options))
     for child in children:
         os.kill(child, signal.SIGTERM)
         os.waitpid(child, 0)

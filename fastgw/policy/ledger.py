@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 NEVER = float("-inf")
 MAX_BATCH = 2000
 """Lines of one batch: bounds the time that one call occupies the store."""
+MAX_KEPT = 100_000
+"""Accounts that are remembered while nobody uses them: about 50 MB."""
 
 
 class Limit:
@@ -119,6 +121,7 @@ class Ledger:
         self._accounts: WeakValueDictionary[tuple[str, tuple[str, ...]], Account] = (
             WeakValueDictionary()
         )
+        self._kept: dict[Account, None] = {}
         self._queue: list[Count] = []
         self._in_flight: tuple[Batch, list[Count]] | None = None
 
@@ -129,7 +132,19 @@ class Ledger:
         if account is None or account.limit is not limit:
             account = Account(limit, values, now)
             self._accounts[name] = account
+            self._keep(account)
         return account
+
+    def _keep(self, account: Account) -> None:
+        """Hold on to an account when its clients have gone: what it knows decides while the store
+        is away. Past MAX_KEPT the oldest goes, unless it owes debits."""
+        kept = self._kept
+        kept[account] = None
+        for _ in range(len(kept) - MAX_KEPT):
+            oldest = next(iter(kept))
+            del kept[oldest]
+            if oldest.count.pending or oldest.count.sent:
+                kept[oldest] = None
 
     def accounts(self) -> list[Account]:
         """Every account in use, for reports."""
@@ -202,8 +217,10 @@ class Ledger:
     @property
     def pending(self) -> int:
         """Counts with debits that the store has not acknowledged."""
-        sent = len(self._in_flight[1]) if self._in_flight is not None else 0
-        return len(self._queue) + sent
+        in_flight = self._in_flight[1] if self._in_flight is not None else ()
+        return sum(1 for count in in_flight if count.sent) + sum(
+            1 for count in self._queue if count.pending and not count.sent
+        )
 
     def take(self) -> Batch | None:
         """The batch to send: the one under way again, else the next; None if there is nothing."""

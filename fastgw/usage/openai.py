@@ -22,6 +22,9 @@ OPERATIONS = {
 }
 """Path below the base URL -> operation: the values of gen_ai_operation_name."""
 
+MODELS = "/models"
+"""Path below the base URL of the list of models."""
+
 TAKES_STREAM_OPTIONS = frozenset({"chat", "text_completion"})
 """Operations with `stream_options.include_usage`; responses rejects it and reports by itself."""
 

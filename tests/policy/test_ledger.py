@@ -1,6 +1,7 @@
 import math
 from dataclasses import dataclass, field
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -147,14 +148,37 @@ def test_a_batch_is_bounded() -> None:
     assert not ledger.has_work
 
 
-def test_accounts_nobody_uses_are_let_go() -> None:
+def test_accounts_nobody_uses_are_remembered_up_to_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fastgw.policy.ledger.MAX_KEPT", 10)
     ledger = Ledger("w", math.inf)
     rule = limit()
-    for n in range(10):
+    owing = ledger.account(rule, ("owing",), 0.0)
+    ledger.debit((owing,), Usage(5, 5), 0.0)
+    held = ledger.account(rule, ("held",), 0.0)
+    del owing
+    for n in range(100):
         ledger.account(rule, (str(n),), 0.0)
-    assert len(ledger.accounts()) <= 1
-    kept = ledger.account(rule, ("k",), 0.0)
-    assert ledger.account(rule, ("k",), 0.0) is kept
+    names = {account.values[0] for account in ledger.accounts()}
+    assert {"owing", "held", "99", "95"} <= names
+    assert len(names) <= 12
+    assert ledger.account(rule, ("held",), 0.0) is held
+    assert ledger.account(rule, ("owing",), 0.0).count.spent == 10
+
+
+def test_pending_counts_accounts_with_debits_not_reads() -> None:
+    ledger, book = Ledger("w", 0.1), Book()
+    account = ledger.account(limit(), ("alice",), 1000.0)
+    assert ledger.stale((account,), 1000.0)
+    assert (ledger.pending, ledger.has_work) == (0, True)
+    settle(ledger, book, 1000.0)
+    ledger.debit((account,), Usage(5, 5), 1000.0)
+    assert ledger.pending == 1
+    ledger.take()
+    assert ledger.pending == 1
+    ledger.debit((account,), Usage(5, 5), 1000.0)
+    assert ledger.pending == 1
+    settle(ledger, book, 1000.0)
+    assert ledger.pending == 0
 
 
 _STEP = st.one_of(

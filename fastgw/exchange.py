@@ -9,7 +9,7 @@ every path, that settles without waiting and cannot fail: whatever ended the exc
 is debited once.
 
 `phase` says where it is; `reason` how it ended: ok, the code of a refusal, client_disconnected,
-upstream_cut, upstream_stalled, upstream_error_event.
+client_body, shutdown, upstream_cut, upstream_stalled, upstream_error_event.
 """
 
 from __future__ import annotations
@@ -450,10 +450,10 @@ class Exchange:
 
     # ends
 
-    def on_disconnect(self) -> None:
+    def on_disconnect(self, reason: str = "client_disconnected") -> None:
         """The client is gone: stop the provider at once; what was sent is charged."""
         if self.phase != "finished":
-            self._finish("client_disconnected", self._verdict(complete=False))
+            self._finish(reason, self._verdict(complete=False))
 
     def overdue(self, now: float) -> None:
         """Cut an exchange that runs longer than the upstream's `total_timeout`."""

@@ -148,7 +148,6 @@ class Worker:
         for server in self._servers:
             server.close()
         await self._connections.drain(self.config.server.drain_timeout)
-        await asyncio.sleep(0)  # connection_lost of those: their exchanges settle
         await self._close()
 
     async def _close(self) -> None:
@@ -158,7 +157,6 @@ class Worker:
         for pool in self._pools.values():
             pool.abort()
         if self._settlement is not None:
-            await asyncio.sleep(0)
             if not await self._settlement.close(max(2.0, self.config.store.timeout * 4)):
                 log.error(
                     "ended with %d accounts unsettled: the store is away", self._ledger.pending

@@ -94,7 +94,7 @@ class Provider(Process):
 CONFIG = """
 [server]
 listen = {listen}
-drain_timeout = "5s"
+drain_timeout = "{drain}"
 {server}
 [admin]
 listen = "127.0.0.1:{admin_port}"
@@ -155,6 +155,7 @@ class Gateway(Process):
         base_url: str = "",
         env: dict[str, str] | None = None,
         files: dict[str, str] | None = None,
+        drain: str = "5s",
     ) -> None:
         """`files`: names beside the configuration, and their text."""
         for name, text in (files or {}).items():
@@ -167,6 +168,7 @@ class Gateway(Process):
         self.config.write_text(
             CONFIG.format(
                 port=self.port,
+                drain=drain,
                 listen=listen or f'"127.0.0.1:{self.port}"',
                 admin_port=self.admin_port,
                 token=TOKEN,

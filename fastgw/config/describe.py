@@ -22,17 +22,19 @@ from fastgw.config.tables import (
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from fastgw.config.tables import Budget, Config, Key, Setting
+    from fastgw.config.tables import Budget, Config, Key, Route, Setting, Upstream
 
 
 def describe(config: Config, now: float | None = None) -> list[str]:
-    """Plain lines for `fastgw check`: each key, each budget, then warnings.
+    """Plain lines for `fastgw check`: each key, each budget, each route, then warnings.
 
     `now` (epoch seconds) decides which keys count as expired; without it the clock does.
     """
     moment = clock.wall() if now is None else now
     lines = [_key_line(key, config.budgets, moment) for key in config.keys]
     lines += [_budget_line(budget, config.keys) for budget in config.budgets]
+    upstreams = {upstream.name: upstream for upstream in config.upstreams}
+    lines += [_route_line(route, upstreams[route.upstream]) for route in config.routes]
     return lines + [f"warning: {text}" for text in _warnings(config)]
 
 
@@ -64,6 +66,15 @@ def _key_line(key: Key, budgets: Iterable[Budget], now: float) -> str:
     if not parts:
         return f"key {key.name}{state}: no budget applies"
     return f"key {key.name}{state}: budgets {'; '.join(parts)}"
+
+
+def _route_line(route: Route, upstream: Upstream) -> str:
+    where = f" of {route.host}" if route.host else ""
+    limits = f", only {', '.join(route.models)}" if route.models else ""
+    free = "" if route.budgets else ", neither metered nor limited"
+    return (
+        f"route {route.path_prefix}{where}: to {upstream.name}, {upstream.base_url}{limits}{free}"
+    )
 
 
 def _application(budget: Budget, key: Key) -> str:

@@ -52,7 +52,7 @@ class Exchange(Protocol):
     def on_broken_body(self, refusal: Refusal) -> None:
         """The rest of the body will not come: answer with `refusal` if nothing was answered."""
 
-    def on_disconnect(self) -> None:
+    def on_disconnect(self, reason: str = "client_disconnected") -> None:
         """The client is gone."""
 
     def overdue(self, now: float) -> None:
@@ -73,6 +73,10 @@ class Handler(Protocol):
 
     def refuse(self, connection: DownstreamConnection, refusal: Refusal) -> None:
         """Bytes that are no request: write the answer and record it."""
+
+
+_CUT_TIMEOUT = 5.0
+"""An aborted connection is gone within a few turns of the loop; this is a net below that."""
 
 
 class Connections:
@@ -96,17 +100,23 @@ class Connections:
 
     async def drain(self, within: float) -> None:
         """Close those that wait for a request, the others after their answer; cut what is left
-        after `within` seconds."""
+        after `within` seconds. Returns when all are gone: each exchange has had its end."""
         self.draining = True
         for connection in list(self.all):
             connection.drain()
+        if not await self._gone(within):
+            for connection in list(self.all):
+                connection.shut_down()
+            await self._gone(_CUT_TIMEOUT)
+
+    async def _gone(self, within: float) -> bool:
         if self.all:
             self._empty.clear()
             try:
                 await asyncio.wait_for(self._empty.wait(), within)
             except TimeoutError:
-                for connection in list(self.all):
-                    connection.cut(flush=False)
+                return False
+        return True
 
 
 class DownstreamConnection(asyncio.Protocol):
@@ -495,6 +505,13 @@ class DownstreamConnection(asyncio.Protocol):
         """The worker stops: close now if no request is under way."""
         if self._state in ("idle", "opening"):
             self._close(linger=False)
+
+    def shut_down(self) -> None:
+        """The worker waited long enough: end the exchange under way, if any, and close."""
+        exchange, self._exchange = self._exchange, None
+        if exchange is not None:
+            exchange.on_disconnect("shutdown")
+        self.transport.abort()
 
     def __repr__(self) -> str:
         return f"<DownstreamConnection {self._state} {self.address}>"

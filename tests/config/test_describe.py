@@ -27,11 +27,12 @@ ALICE = Key(name="alice", metadata={"user_id": "alice", "tier": "premium"})
 BOB = Key(name="bob", metadata={"user_id": "bob", "tier": "free"}, disabled=True)
 CAROL = Key(name="carol", expires_at=86_400.0)
 DAILY = Budget(name="daily", match={"tier": "prem*"}, per=("user_id",), limit=100)
+UPSTREAM = Upstream(name="u", base_url="https://h")
 CONFIG = Config(
     admin=Admin(token="x"),
     keys=(ALICE, BOB, CAROL),
     budgets=(DAILY,),
-    upstreams=(Upstream(name="u", base_url="https://h"),),
+    upstreams=(UPSTREAM,),
     routes=(Route(path_prefix="/u", upstream="u"),),
 )
 
@@ -42,6 +43,7 @@ def test_keys_budgets_and_warnings() -> None:
         "key bob (disabled): no budget applies",
         "key carol (expired 1970-01-02): no budget applies",
         "budget daily: 100 tokens a day, one account for each user_id; applies to 1 key",
+        "route /u: to u, https://h",
         "warning: no budget applies to keys bob, carol: nothing limits them",
     ]
 
@@ -72,6 +74,7 @@ def test_accounts() -> None:
         'request.headers["x-app"]; applies to 1 key',
         "budget b: 1,000,000 output tokens a calendar month (Europe/Berlin), one account for all; "
         "applies to 1 key; shadow: counts, never refuses",
+        "route /u: to u, https://h",
     ]
 
 
@@ -81,8 +84,8 @@ def test_warnings() -> None:
         admin=Admin(),
         keys=(replace(CAROL, expires_at=0.0),),
         budgets=(DAILY, replace(DAILY, name="all", match={})),
-        upstreams=(Upstream(name="v", base_url="http://h", api_key="sk-secret"),),
-        routes=(Route(path_prefix="/u", upstream="w", budgets=False),),
+        upstreams=(Upstream(name="v", base_url="http://h", api_key="sk-secret"), UPSTREAM),
+        routes=(Route(path_prefix="/u", upstream="u", budgets=False),),
     )
     lines = describe(config, now=0.0)
     assert [line.removeprefix("warning: ") for line in lines if line.startswith("warning")] == [
@@ -100,10 +103,11 @@ def test_warnings() -> None:
 def test_an_empty_key_table() -> None:
     config = replace(CONFIG, keys=(), budgets=())
     assert describe(config) == [
-        'warning: there are no [[keys]] and [auth] mode is "strict": all requests get 401'
+        "route /u: to u, https://h",
+        'warning: there are no [[keys]] and [auth] mode is "strict": all requests get 401',
     ]
     lines = describe(replace(config, auth=Auth(mode="permissive")))
-    assert len(lines) == 2
+    assert len(lines) == 3
 
 
 def test_the_page_of_settings_is_current() -> None:

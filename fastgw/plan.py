@@ -2,8 +2,8 @@
 
 A plan is worked out once for a head and kept with it; the next request with the same head (same
 connection, same client) uses it as it is, until the configuration changes. So everything that does
-not depend on the body is here: the key, the route, the upstream head up to Content-Length, the
-accounts and the metric handles for each model.
+not depend on the body is here: the key, the route, the upstream head up to Content-Length, and for
+each model the accounts, the metric handles and what the access log says of them.
 """
 
 from __future__ import annotations
@@ -82,9 +82,9 @@ class Plan:
         "operation",
         "path",
         "pool",
+        "records",
         "request_id",
         "route",
-        "series",
         "strict",
     )
 
@@ -107,7 +107,7 @@ class Plan:
         self.request_id = b""
         self.facts: Facts = Facts({}, _no_header, "", "")
         self.accounts: dict[str, tuple[Account, ...]] = {}
-        self.series: dict[tuple[str, str], ExchangeSeries] = {}
+        self.records: dict[tuple[str, str], tuple[ExchangeSeries, bytes]] = {}
 
     def allows_model(self, model: str) -> bool:
         """Whether key and route cover this model; "" is a request that names none."""

@@ -28,7 +28,7 @@ def test_every_entry_is_one_line_in_order(tmp_path: Path) -> None:
         log = AccessLog(str(path))
         log.start()
         for number in range(1000):
-            log.write({"n": number, "path": '/a"b\nc\u2028\x00'})
+            log.write(orjson.dumps({"n": number, "path": '/a"b\nc\u2028\x00'}))
         await log.close()
         assert log.dropped == 0
 
@@ -44,12 +44,12 @@ def test_reopen_goes_on_in_a_new_file(tmp_path: Path) -> None:
     async def main() -> None:
         log = AccessLog(str(path))
         log.start()
-        log.write({"n": 1})
+        log.write(orjson.dumps({"n": 1}))
         await asyncio.sleep(3 * access_log.INTERVAL)
         path.rename(tmp_path / "access.log.1")
         log.reopen()
         await asyncio.sleep(3 * access_log.INTERVAL)
-        log.write({"n": 2})
+        log.write(orjson.dumps({"n": 2}))
         await log.close()
 
     asyncio.run(main())
@@ -69,7 +69,7 @@ def test_a_file_that_cannot_be_opened_again_keeps_the_old_one(
         folder.rename(tmp_path / "moved")
         log.reopen()
         await asyncio.sleep(3 * access_log.INTERVAL)
-        log.write({"n": 1})
+        log.write(orjson.dumps({"n": 1}))
         await log.close()
 
     asyncio.run(main())
@@ -89,7 +89,7 @@ def test_a_reader_that_stopped_costs_lines_not_memory(
         log = AccessLog(str(path))
         log.start()
         for number in range(5000):
-            log.write({"n": number, "filler": "x" * 90})
+            log.write(orjson.dumps({"n": number, "filler": "x" * 90}))
             if number % 500 == 0:
                 await asyncio.sleep(access_log.INTERVAL / 4)
         assert log.dropped > 1000
@@ -121,7 +121,7 @@ def test_a_full_disk_is_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture
     async def main() -> None:
         log = AccessLog("/dev/full")
         log.start()
-        log.write({"n": 1})
+        log.write(orjson.dumps({"n": 1}))
         await log.close()
         assert log.dropped == 1
 

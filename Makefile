@@ -4,7 +4,7 @@ PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3; do \
 BIN := .venv/bin
 ARGS ?=
 
-.PHONY: run test check format bench load clean
+.PHONY: run test check format bench load micro clean
 
 run: .venv/installed
 	$(BIN)/fastgw demo $(ARGS)
@@ -25,7 +25,10 @@ bench: .venv/installed-test
 	$(BIN)/python -m bench.run $(ARGS)
 
 load: .venv/installed-bench
-	$(BIN)/locust -f bench/load/locustfile.py $(ARGS)
+	$(BIN)/python -m bench.load.run $(ARGS)
+
+micro: .venv/installed-test
+	$(BIN)/python -m bench.micro
 
 .venv/bin/python:
 	@test -n "$(PYTHON)" || { echo "fastgw needs Python 3.11 or newer on PATH" >&2; exit 1; }

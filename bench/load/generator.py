@@ -73,7 +73,7 @@ class Client(asyncio.Protocol):
         self._ask()
 
     def _ask(self) -> None:
-        self._head = b""
+        self._head = self._tail = b""
         self._left = -1
         self._began = time.perf_counter()
         self.transport.write(self._request)

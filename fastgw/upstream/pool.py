@@ -97,6 +97,11 @@ class Pool:
             )
         return ticket
 
+    def adopt(self, connection: UpstreamConnection) -> None:
+        """Take in a connection that was made elsewhere, as one that is free."""
+        self._all.add(connection)
+        self.release(connection, 0)
+
     def release(self, connection: UpstreamConnection, keep_for: int) -> None:
         """A connection whose exchange ended soundly."""
         if self._closed:
@@ -160,13 +165,11 @@ class Pool:
             ticket.fail(reason)
             self._serve_next()
             return
-        self._all.add(connection)
-        if self._closed:
-            connection.close()
+        if ticket.done or self._closed:
+            self.adopt(connection)
             ticket.fail("refused")
-        elif ticket.done:
-            self.release(connection, 0)
         else:
+            self._all.add(connection)
             ticket.fulfil(connection)
 
     def expire(self, now: float) -> None:

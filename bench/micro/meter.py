@@ -1,0 +1,80 @@
+"""The meter: what one event and one answer cost.
+
+python -m bench.micro.meter
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from bench.micro.timing import Row, show, timed
+from fastgw.usage import openai
+from fastgw.usage.meter import StreamMeter, read_answer
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+EVENT = (
+    b'data: {"id":"chatcmpl-Abc123Def456Ghi789","object":"chat.completion.chunk","created":'
+    b'1732442400,"model":"gpt-4o-mini-2024-07-18","service_tier":"default","system_fingerprint":'
+    b'"fp_0705bf87c0","choices":[{"index":0,"delta":{"content":" token"},"logprobs":null,'
+    b'"finish_reason":null}]%b}\n\n'
+)
+LAST = (
+    b'data: {"id":"chatcmpl-Abc123Def456Ghi789","object":"chat.completion.chunk","created":'
+    b'1732442400,"model":"gpt-4o-mini-2024-07-18","choices":[],"usage":{"prompt_tokens":10,'
+    b'"completion_tokens":200,"total_tokens":210}}\n\ndata: [DONE]\n\n'
+)
+ANSWER = (
+    b'{"id":"chatcmpl-Abc123Def456Ghi789","object":"chat.completion","created":1732442400,'
+    b'"model":"gpt-4o-mini-2024-07-18","choices":[{"index":0,"message":{"role":"assistant",'
+    b'"content":"%b","refusal":null,"annotations":[]},"logprobs":null,"finish_reason":"stop"}],'
+    b'"usage":{"prompt_tokens":19,"completion_tokens":10,"total_tokens":29,'
+    b'"prompt_tokens_details":{"cached_tokens":0,"audio_tokens":0},"completion_tokens_details":'
+    b'{"reasoning_tokens":0,"audio_tokens":0}},"service_tier":"default"}'
+)
+EVENTS = 200
+
+
+def _prompt() -> int:
+    return 10
+
+
+def stream(event: bytes, *, strip: bool = False, ends: bool = True) -> Callable[[], object]:
+    """A whole stream of EVENTS events through a meter; with `ends` its usage comes."""
+
+    def whole() -> object:
+        meter = StreamMeter(openai, strip=strip)
+        for _ in range(EVENTS):
+            meter.feed(event)
+        if ends:
+            meter.feed(LAST)
+        return meter.finish(ends, _prompt)
+
+    return whole
+
+
+def run(number: int = 200) -> list[Row]:
+    """The rows of the report; those of streams are for one event."""
+    plain, null = EVENT % b"", EVENT % b',"usage":null'
+    rows = [
+        timed("an event, usage: null in each", stream(null), number),
+        timed("an event without usage", stream(plain), number),
+        timed("an event, the extra one taken out", stream(null, strip=True), number),
+        timed("an event of a stream that is cut and counted", stream(plain, ends=False), number),
+    ]
+    rows = [Row(row.name, row.microseconds / EVENTS) for row in rows]
+    for size in (0, 3_000, 300_000):
+        body = ANSWER % (b"x" * size)
+        rows.append(
+            timed(
+                f"a buffered answer of {len(body):,} bytes",
+                lambda body=body: read_answer(openai, body, True, False, _prompt),  # type: ignore[misc]
+                number * 10,
+            )
+        )
+    return rows
+
+
+if __name__ == "__main__":
+    show("Meter", run())

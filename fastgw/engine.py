@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 
 from fastgw.errors import render
 from fastgw.exchange import Exchange
-from fastgw.http1.serialize import field, status_line
+from fastgw.http1.serialize import field, own_answer
 from fastgw.model import Usage
+from fastgw.policy.cors import Cors
 from fastgw.usage.estimate import prompt_tokens
 from fastgw.usage.meter import Metered
 from fastgw.usage.payload import read_object
@@ -42,6 +43,10 @@ class Engine:
         self.recorder = recorder
         self.on_failure = config.store.on_failure
         self.buffer_size = config.server.buffer_size
+        self.cors = Cors(config.server.cors_origins)
+        self.held = 0
+        """Bytes of request bodies that wait in memory, of all exchanges."""
+        self.max_held = config.server.max_body_memory
         self._ids = itertools.count(1)
         self._id_prefix = b"req_" + secrets.token_hex(6).encode()
 
@@ -66,23 +71,24 @@ class Engine:
         return b"%b%08x" % (self._id_prefix, next(self._ids))
 
     def refusal(
-        self, refusal: Refusal, request_id: bytes, *, closing: bool, head_only: bool = False
+        self,
+        refusal: Refusal,
+        request_id: bytes,
+        *,
+        closing: bool,
+        head_only: bool = False,
+        fields: bytes = b"",
     ) -> bytes:
-        """The whole answer that a refusal is."""
-        body = render(refusal, "openai", request_id.decode())
-        lines = [
-            status_line(refusal.status),
-            b"content-type: application/json\r\n",
-            b"content-length: %d\r\n" % len(body),
-            b"x-request-id: %b\r\nrequest-id: %b\r\n" % (request_id, request_id),
-            *(field(name, value) for name, value in refusal.headers),
-        ]
-        if closing:
-            lines.append(b"connection: close\r\n")
-        lines.append(b"\r\n")
-        if not head_only:
-            lines.append(body)
-        return b"".join(lines)
+        """The whole answer that a refusal is. `fields`: more header lines, each with CRLF."""
+        lines = (field(name, value) for name, value in refusal.headers)
+        return own_answer(
+            refusal.status,
+            request_id,
+            b"content-type: application/json\r\n" + fields + b"".join(lines),
+            render(refusal, "openai", request_id.decode()),
+            closing,
+            head_only,
+        )
 
     def count_prompt(self, body: bytes) -> int:
         """Input tokens of a request body, counted."""

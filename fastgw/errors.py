@@ -133,22 +133,10 @@ class ModelNotAllowed(Refusal):
     status, code, kind = 403, "model_not_allowed", "invalid_request_error"
 
 
-class AddressNotAllowed(Refusal):
-    """The client's address is outside the key's `allowed_ips`."""
-
-    status, code, kind = 403, "address_not_allowed", "invalid_request_error"
-
-
 class RouteNotFound(Refusal):
     """No route covers this path."""
 
     status, code, kind = 404, "route_not_found", "invalid_request_error"
-
-
-class MethodNotAllowed(Refusal):
-    """The path exists, the method does not."""
-
-    status, code, kind = 405, "method_not_allowed", "invalid_request_error"
 
 
 class BudgetExceeded(Refusal):
@@ -179,6 +167,22 @@ class UpstreamTimeout(Refusal):
     """The provider did not connect, or did not begin its answer, in time."""
 
     status, code, kind = 504, "upstream_timeout", "server_error"
+
+
+_UPSTREAM_FAILURES: dict[str, tuple[type[Refusal], str]] = {
+    "refused": (UpstreamUnavailable, "the provider cannot be reached; try again"),
+    "reset": (UpstreamUnavailable, "the provider closed the connection without an answer"),
+    "malformed": (UpstreamUnavailable, "the provider's answer is not sound HTTP"),
+    "timeout": (UpstreamTimeout, "the provider did not answer in time"),
+    "stalled": (UpstreamTimeout, "the provider fell silent"),
+    "full": (Overloaded, "too many requests wait for this provider; try again"),
+}
+
+
+def upstream_failure(reason: str) -> Refusal:
+    """The refusal for what an upstream connection or its pool calls `reason`."""
+    kind, message = _UPSTREAM_FAILURES[reason]
+    return kind(message)
 
 
 _ANTHROPIC_KINDS = {

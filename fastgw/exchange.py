@@ -18,17 +18,18 @@ from typing import TYPE_CHECKING
 
 from fastgw import clock
 from fastgw.errors import (
-    BudgetExceeded,
     InvalidKey,
     ModelNotAllowed,
     Overloaded,
     Refusal,
     StoreClosed,
-    UpstreamTimeout,
-    UpstreamUnavailable,
+    upstream_failure,
 )
 from fastgw.http1.body import LAST_CHUNK, chunk
 from fastgw.http1.request import UNSIZED
+from fastgw.http1.serialize import own_answer
+from fastgw.keyring import key_info
+from fastgw.policy.limit_headers import exceeded, limit_fields
 from fastgw.relay import COMPRESSED, EVENT_STREAM, EditedRelay, Relay, make_meter, whole_answer
 from fastgw.upstream.pool import Ticket
 from fastgw.usage import openai
@@ -50,15 +51,6 @@ KEEP_PROMPT = 16 * 1024
 """A body up to this size is kept for a count of the prompt that is rarely needed; of a larger one
 the count is made at once."""
 
-_FAILURES = {
-    "refused": (UpstreamUnavailable, "the provider cannot be reached; try again"),
-    "reset": (UpstreamUnavailable, "the provider closed the connection without an answer"),
-    "malformed": (UpstreamUnavailable, "the provider's answer is not sound HTTP"),
-    "timeout": (UpstreamTimeout, "the provider did not answer in time"),
-    "stalled": (UpstreamTimeout, "the provider fell silent"),
-    "full": (Overloaded, "too many requests wait for this provider; try again"),
-}
-
 
 class Exchange:
     """See the module."""
@@ -69,7 +61,9 @@ class Exchange:
         "_body_done",
         "_body_size",
         "_connection",
+        "_cors",
         "_engine",
+        "_held",
         "_injected",
         "_length",
         "_meter",
@@ -106,11 +100,13 @@ class Exchange:
         self.model = ""
         self.streams = False
         self._pieces: list[bytes] = []
+        self._held = 0  # of the engine's `held`
         self._body_size = 0
         self._body_done = False
         self._body = b""
         self._injected = False
         self._prompt = -1
+        self._cors = b""
         # where it stands
         self._accounts: tuple[Account, ...] = ()
         self._ticket: Ticket | None = None
@@ -132,8 +128,13 @@ class Exchange:
         request = self.request
         plan: Plan | None = request.plan
         try:
+            if engine.cors.on:
+                self._cors = engine.cors.fields(request)
             if plan is None or plan.generation != engine.planner.generation:
                 self.phase = "authenticate"
+                if engine.cors.on and (answer := engine.cors.preflight(request)) is not None:
+                    self._answer(204, answer)
+                    return
                 plan = engine.planner.plan(request, clock.wall(), self._connection.address)
                 request.plan = plan
             elif not plan.key.timeless and not plan.key.valid_at(clock.wall()):
@@ -143,6 +144,9 @@ class Exchange:
                 )
             self.plan = plan
             self.request_id = plan.request_id or engine.new_id()
+            if plan.informs:
+                self._inform()
+                return
             self.phase = "body"
             if not plan.buffered:
                 self._admit_head()
@@ -150,6 +154,38 @@ class Exchange:
                 self._connection.invite_body()
         except Refusal as refusal:
             self._refuse(refusal)
+
+    def _inform(self) -> None:
+        """Tell the key about itself, once its accounts are known."""
+        plan = self.plan
+        assert plan is not None
+        engine = self._engine
+        self.phase = "inform"
+        now = clock.wall()
+        accounts = engine.planner.known_accounts(plan, now)
+        if engine.settlement.up and engine.ledger.stale(accounts, now):
+            engine.settlement.wait(self, accounts, now)
+            return
+        body = key_info(plan.key, accounts, now)
+        self._answer(
+            200,
+            b"content-type: application/json\r\ncache-control: no-store\r\n" + self._cors,
+            body,
+        )
+
+    def _answer(self, status: int, fields: bytes, body: bytes = b"") -> None:
+        """Answer from here; `fields` are header lines, each with CRLF."""
+        connection, request = self._connection, self.request
+        self.status = status
+        if not self.request_id:
+            self.request_id = self._engine.new_id()
+        closing = not request.keep_alive or connection.closes_after_answer
+        connection.write(
+            own_answer(status, self.request_id, fields, body, closing, request.method == b"HEAD")
+        )
+        self.bytes_out = len(body)
+        self._finish("ok", UNMETERED)
+        connection.done(not closing)
 
     # body
 
@@ -165,11 +201,28 @@ class Exchange:
         if last and not self._pieces:
             self._inspect(data)
             return
+        if not self._hold(len(data)):
+            return
         self._pieces.append(data)
         if last:
             body = b"".join(self._pieces)
             self._pieces.clear()
             self._inspect(body)
+
+    def _hold(self, size: int) -> bool:
+        """Count body bytes that wait in memory; refuse where all bodies together are too large."""
+        engine = self._engine
+        self._held += size
+        engine.held += size
+        if engine.held <= engine.max_held:
+            return True
+        self._pieces.clear()
+        self._refuse(Overloaded("too many large request bodies at once; try again"))
+        return False
+
+    def _let_go(self) -> None:
+        self._engine.held -= self._held
+        self._held = 0
 
     def _inspect(self, body: bytes) -> None:
         """The whole body is here: what does it ask for, and may it?"""
@@ -237,10 +290,12 @@ class Exchange:
 
     def admit(self) -> None:
         """The accounts are known now, or the store is away: decide."""
-        if self.phase != "admit":
-            return  # the client left meanwhile
         try:
-            self._decide()
+            if self.phase == "admit":
+                self._decide()
+            elif self.phase == "inform":
+                self._inform()
+            # else the client left meanwhile
         except Refusal as refusal:
             self._refuse(refusal)
 
@@ -255,7 +310,7 @@ class Exchange:
         else:
             full = engine.ledger.refuses(self._accounts)
             if full is not None:
-                raise _exceeded(full, clock.wall())
+                raise exceeded(full, clock.wall())
             engine.settlement.wake()
         self._acquire()
 
@@ -306,6 +361,8 @@ class Exchange:
             )
         self.sent = clock.monotonic()
         connection.send(self, self.request.method, data, whole)
+        if self._held and not connection.unsent:
+            self._let_go()
         self._connection.resume_body()
 
     def _framing(self) -> bytes:
@@ -339,12 +396,15 @@ class Exchange:
         assert plan is not None
         self.phase = "relay"
         self.status = head.status
+        if self._held:
+            self._let_go()
         if body:
             self.first_byte = clock.monotonic()
         connection = self._connection
         request = self.request
-        extra = b"%bx-request-id: %b\r\nrequest-id: %b\r\n" % (
-            limit_fields(self._accounts) if self._accounts else b"",
+        extra = b"%b%bx-request-id: %b\r\nrequest-id: %b\r\n" % (
+            self._cors,
+            limit_fields(self._accounts, clock.wall()) if self._accounts else b"",
             self.request_id,
             self.request_id,
         )
@@ -421,8 +481,7 @@ class Exchange:
                 self._retried = True
                 self._acquire(fresh=True)
                 return
-            kind, message = _FAILURES[reason]
-            self._refuse(kind(message))
+            self._refuse(upstream_failure(reason))
             return
         if relay.event_stream and self._meter is not None and self._meter.between_events:
             relay.error_event("upstream_unavailable", "the provider ended the stream early")
@@ -481,6 +540,7 @@ class Exchange:
                 self.request_id,
                 closing=closing,
                 head_only=self.request.method == b"HEAD",
+                fields=self._cors,
             )
         )
         self._finish(refusal.code, UNMETERED)
@@ -522,6 +582,8 @@ class Exchange:
         if self._accounts and verdict.usage.source != "none":
             engine.ledger.debit(self._accounts, verdict.usage, clock.wall())
             engine.settlement.wake()
+        if self._held:
+            self._let_go()
         if self._ticket is not None:
             self._ticket.cancel()
             self._ticket = None
@@ -532,46 +594,3 @@ class Exchange:
 
     def __repr__(self) -> str:
         return f"<Exchange {self.request_id.decode()} {self.phase}>"
-
-
-def limit_fields(accounts: tuple[Account, ...]) -> bytes:
-    """x-ratelimit-* of the tightest budget that can refuse: the smallest share left."""
-    tightest = None
-    if len(accounts) == 1:
-        if not accounts[0].limit.shadow:
-            tightest = accounts[0]
-    else:
-        share = 2.0
-        for account in accounts:
-            limit = account.limit
-            if not limit.shadow:
-                left = account.remaining / limit.amount if limit.amount else 0.0
-                if left < share:
-                    share = left
-                    tightest = account
-    if tightest is None:
-        return b""
-    return b"%b%d\r\nx-ratelimit-reset: %d\r\n" % (
-        tightest.limit.fields,
-        tightest.remaining,
-        max(0, tightest.end - int(clock.wall())),
-    )
-
-
-def _exceeded(account: Account, now: float) -> BudgetExceeded:
-    limit = account.limit
-    reset = max(1, int(account.end - now) + 1)
-    who = f" ({', '.join(account.values)})" if account.values else ""
-    headers = [
-        ("x-ratelimit-limit", str(limit.amount)),
-        ("x-ratelimit-remaining", "0"),
-        ("x-ratelimit-reset", str(reset)),
-        ("retry-after", str(reset)),
-    ]
-    if reset > 60:
-        headers.append(("x-should-retry", "false"))
-    return BudgetExceeded(
-        f"rate limit exceeded: budget '{limit.name}'{who} has used {account.count.spent} of "
-        f"{limit.amount} {limit.unit.replace('_', ' ')}, held 0; it resets in {reset} s",
-        tuple(headers),
-    )

@@ -12,14 +12,18 @@ import ipaddress
 from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import unquote
 
+import orjson
+
+from fastgw import clock
 from fastgw.errors import InvalidKey, MissingKey
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from fastgw.config.tables import Auth, Key
     from fastgw.http1.request import RequestHead
     from fastgw.policy.admission import Rule
+    from fastgw.policy.ledger import Account
 
 _CHALLENGE = (("www-authenticate", "Bearer"),)
 
@@ -75,6 +79,32 @@ class VirtualKey:
 
     def __repr__(self) -> str:
         return f"<VirtualKey {self.name}>"
+
+
+def key_info(key: VirtualKey, accounts: Iterable[Account], now: float) -> bytes:
+    """What a key may know of itself, as JSON: `key`, `expires_at` (RFC 3339 or null),
+    `allowed_models` (empty: all) and `budgets`, a list of `budget`, `account` (values of its
+    `per`), `unit`, `limit`, `used`, `held`, `remaining` (in the unit) and `reset_seconds`."""
+    return orjson.dumps(
+        {
+            "key": key.name,
+            "expires_at": clock.timestamp(key.expires_at) if key.expires_at else None,
+            "allowed_models": list(key.allowed_models),
+            "budgets": [
+                {
+                    "budget": account.limit.name,
+                    "account": list(account.values),
+                    "unit": account.limit.unit,
+                    "limit": account.limit.amount,
+                    "used": account.count.spent,
+                    "held": 0,
+                    "remaining": account.remaining,
+                    "reset_seconds": max(0, int(account.end - now) + 1),
+                }
+                for account in accounts
+            ],
+        }
+    )
 
 
 class _Location(NamedTuple):

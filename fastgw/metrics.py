@@ -174,6 +174,7 @@ class Sample(NamedTuple):
 
 _SAMPLED: dict[str, tuple[str, tuple[str, ...]]] = {
     "downstream_connections": ("Open client connections", ()),
+    "downstream_connections_refused_total": ("Client connections closed for want of room", ()),
     "upstream_connections": ("Connections to a provider by state", ("upstream", "state")),
     "budget_used": ("Used of a budget in its current window", ("budget", "account")),
     "budget_limit": ("Limit of a budget", ("budget", "account")),

@@ -16,6 +16,7 @@ from fastgw.config.expression import parse_expression
 from fastgw.config.tables import Key
 from fastgw.errors import (
     MetadataMissing,
+    MissingKey,
     NotImplementedHere,
     RouteNotFound,
     UnsupportedEncoding,
@@ -59,12 +60,16 @@ _NO_IDENTITY = re.compile(rb"(?:identity|\*)[ \t]*;[ \t]*q=0(?:\.0*)?[ \t]*(?:,|
 
 _MODELS_OF_A_PLAN = 64
 
+KEY_INFO = b"/key/info"
+"""The one path of the data port that is not a route's: what a key may know of itself."""
+
 
 class Plan:
     """See the module. `head` is the upstream head without x-request-id, framing and last CRLF.
 
     `operation` is "" for paths whose bodies we do not know. `metered` says that usage is read and
     debited, `buffered` that the body is read before it is sent on, `strict` that the model decides.
+    `informs`: no route, the key asks about itself.
     """
 
     __slots__ = (
@@ -77,6 +82,7 @@ class Plan:
         "facts",
         "generation",
         "head",
+        "informs",
         "key",
         "metered",
         "operation",
@@ -98,6 +104,7 @@ class Plan:
         self.path = ""
         self.operation = ""
         self.metered = False
+        self.informs = False
         self.buffered = False
         self.strict = False
         self.counts = False  # an answer without usage is counted
@@ -154,6 +161,16 @@ class Planner:
         shown = self.keyring.authenticate(request, now, address)
         plan.key = shown.key or self.anonymous
         target = self._router.find(request.host, path, request.method)
+        if target is None and path == KEY_INFO and request.method in (b"GET", b"HEAD"):
+            if shown.key is None:
+                raise MissingKey(
+                    "no API Key found: send the key that you ask about",
+                    (("www-authenticate", "Bearer"),),
+                )
+            plan.informs = True
+            plan.path = path.decode("ascii")
+            plan.facts = Facts(plan.key.metadata, _header_reader(request), plan.path, "")
+            return plan
         if target is None:
             raise RouteNotFound("no route covers this path; check the base URL")
         route = plan.route = target.route
@@ -212,6 +229,14 @@ class Planner:
             plan.accounts.clear()
         plan.accounts[model] = accounts
         return accounts
+
+    def known_accounts(self, plan: Plan, now: float) -> tuple[Account, ...]:
+        """The accounts of the plan's key that do not depend on what a request asks for."""
+        return tuple(
+            self._ledger.account(rule.limit, values, now)
+            for rule in plan.key.rules
+            if (values := rule.values(plan.facts)) is not None
+        )
 
     def labels(self, plan: Plan | None, model: str) -> tuple[str, ...]:
         """The values of the operator's metric labels, "" where one has no value."""

@@ -119,8 +119,8 @@ class Recorder:
             "client": connection.address,
             "method": request.method.decode(),
             "path": plan.path if plan is not None else _printable(request.path),
-            "route": plan.route.path_prefix if plan is not None else "",
-            "upstream": plan.route.upstream if plan is not None else "",
+            "route": "" if plan is None or plan.informs else plan.route.path_prefix,
+            "upstream": "" if plan is None or plan.informs else plan.route.upstream,
             "gen_ai.operation.name": plan.operation if plan is not None else "",
             "gen_ai.request.model": exchange.model[:200],
             "gen_ai.response.model": verdict.model[:200],
@@ -148,7 +148,7 @@ class Recorder:
 
     def _bind(self, plan: Plan | None, model: str, answered: str) -> ExchangeSeries:
         key: tuple[Any, ...] = ("", "", "", "", "", "")
-        if plan is not None:
+        if plan is not None and not plan.informs:
             upstream = plan.pool.settings
             key = (
                 plan.route.path_prefix,

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import resource
 import secrets
 import signal
 import socket
@@ -23,7 +24,7 @@ from fastgw.downstream import listener
 from fastgw.downstream.connection import Connections, DownstreamConnection
 from fastgw.engine import Engine
 from fastgw.errors import StoreUnavailable
-from fastgw.flow_control import Sweeper
+from fastgw.flow_control import Spread, Sweeper
 from fastgw.metrics import Metrics, Sample
 from fastgw.plan import Planner
 from fastgw.policy.ledger import Ledger
@@ -35,14 +36,17 @@ from fastgw.store import open_store
 from fastgw.upstream.pool import Pool
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from fastgw.config.tables import Config
 
 log = logging.getLogger(__name__)
 
-SQLITE_PACE = 0.005
-"""Seconds between two SQLite commits at least: a commit costs 20 times a debit."""
+SQLITE_PACE = 0.02
+"""Seconds between two SQLite commits at least: a commit costs 20 times a debit, and its thread
+takes the interpreter from the loop some ten times."""
+
+FILES_OF_OUR_OWN = 100
 
 
 class Worker:
@@ -56,6 +60,7 @@ class Worker:
         self._began = clock.wall()
         self._sweeper = Sweeper()
         self._connections = Connections()
+        self._overdue = Spread(self._cut_overdue)
         self._store = open_store(config.store)
         writer = f"{socket.gethostname()[:32]}:{os.getpid()}:{secrets.token_hex(6)}"
         staleness = config.store.max_staleness if self._store.shared else float("inf")
@@ -68,6 +73,7 @@ class Worker:
         }
         self._planner = Planner(config, self._ledger, self._pools, 1)
         self._settlement: Settlement | None = None
+        self._engine: Engine | None = None
         self._admin: AdminServer | None = None
         self._servers: list[asyncio.Server] = []
         self._stopping = asyncio.Event()
@@ -78,6 +84,10 @@ class Worker:
         """Open the store and listen. Raises OSError where an address cannot be had, and
         StoreUnavailable where the store cannot be used and `on_failure` is not local or open."""
         config = self.config
+        _want_files(
+            config.server.max_connections
+            + sum(upstream.max_connections for upstream in config.upstreams)
+        )
         sockets = [listener.bind(address) for address in config.server.listen]
         try:
             await self._open_store()
@@ -87,7 +97,9 @@ class Worker:
             )
             settlement.start()
             recorder = Recorder(self._metrics, self._access_log, self._planner)
-            engine = Engine(config, self._planner, self._ledger, settlement, recorder)
+            engine = self._engine = Engine(
+                config, self._planner, self._ledger, settlement, recorder
+            )
             self._metrics.add_source(self._samples)
             self._access_log.start()
             self._sweeper.start()
@@ -112,7 +124,9 @@ class Worker:
                 return DownstreamConnection(engine, server_settings, sweeper, connections)
 
             for sock in sockets:
-                self._servers.append(await listener.serve(sock, connection, tls))
+                self._servers.append(
+                    await listener.serve(sock, connection, tls, server_settings.header_timeout)
+                )
                 self.addresses.append(listener.name_of(sock))
         except BaseException:
             for sock in sockets:
@@ -154,6 +168,7 @@ class Worker:
         if self._tick is not None:
             self._tick.cancel()
         self._sweeper.stop()
+        self._overdue.stop()
         for pool in self._pools.values():
             pool.abort()
         if self._settlement is not None:
@@ -172,12 +187,16 @@ class Worker:
         now = clock.monotonic()
         for pool in self._pools.values():
             pool.expire(now)
-        for connection in list(self._connections.all):
+        self._overdue.over(self._connections.all)
+        self._metrics.fold()
+        self._warn()
+
+    def _cut_overdue(self, connections: Sequence[DownstreamConnection]) -> None:
+        now = clock.monotonic()
+        for connection in connections:
             exchange = connection.exchange
             if exchange is not None:
                 exchange.overdue(now)
-        self._metrics.fold()
-        self._warn()
 
     def _warn(self) -> None:
         if not any(rule.limit.warn_at for rule in self._planner.rules):
@@ -217,6 +236,7 @@ class Worker:
             "listen": self.addresses,
             "connections": len(self._connections.all),
             "exchanges": sum(1 for each in self._connections.all if each.exchange is not None),
+            "body_memory": self._engine.held if self._engine is not None else 0,
             "upstreams": {name: pool.counts for name, pool in self._pools.items()},
             "store": {
                 "url": self.config.store.url.partition(":")[0],
@@ -241,6 +261,7 @@ class Worker:
 
     def _samples(self) -> Iterable[Sample]:
         yield Sample("downstream_connections", (), len(self._connections.all))
+        yield Sample("downstream_connections_refused_total", (), self._connections.refused)
         for name, pool in self._pools.items():
             for state, number in pool.counts.items():
                 yield Sample("upstream_connections", (name, state), number)
@@ -257,3 +278,19 @@ class Worker:
         yield Sample("access_log_dropped_total", (), self._access_log.dropped)
         yield Sample("debits_pending", (), self._ledger.pending)
         yield Sample("store_up", (), int(self._settlement is not None and self._settlement.up))
+
+
+def _want_files(connections: int) -> None:
+    """Raise the limit of open files to what so many connections need, as far as it may go."""
+    needed = connections + FILES_OF_OUR_OWN
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard == resource.RLIM_INFINITY or hard >= needed:
+        if soft != resource.RLIM_INFINITY and soft < needed:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
+        return
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    log.warning(
+        "this process may open %d files, max_connections ask for %d: raise LimitNOFILE or lower it",
+        hard,
+        needed,
+    )

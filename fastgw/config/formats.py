@@ -152,6 +152,23 @@ def host_name(text: str, shown: str) -> str:
     return text.lower()
 
 
+def origin(text: str, shown: str) -> str:
+    """An origin as browsers send it (RFC 6454, 7), or * for all."""
+    if text == "*":
+        return text
+    scheme, _, host = text.partition("://")
+    name, _, port = host.partition(":")
+    if (
+        scheme not in ("http", "https")
+        or not _HOST.fullmatch(name)
+        or (port and not port.isdigit())
+    ):
+        raise ValueError(
+            f'{shown} is not an origin; write scheme and host alone, as "https://app.example.org"'
+        )
+    return text.lower()
+
+
 def location(text: str, shown: str) -> str:
     """header:NAME, header:NAME:SCHEME, query:NAME or cookie:NAME; header names in lower case."""
     place, colon, rest = text.partition(":")
@@ -290,6 +307,7 @@ def pattern_pair(key: str, text: str, shown: str) -> str:
 
 TEXTS: dict[str, Callable[[str, str], str]] = {
     "server.listen": address,
+    "server.cors_origins": origin,
     "admin.listen": lambda text, shown: address(text, shown) if text else text,
     "admin.token": credential,
     "store.url": store_url,

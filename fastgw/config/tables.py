@@ -84,7 +84,12 @@ class Server:
         256 * KiB, "bytes held for a slow reader, each way, before the sender is paused", "size"
     )
     header_timeout: float = setting(10.0, "time for a whole request head; then 408", "duration")
-    body_timeout: float = setting(30.0, "silence within a request body; then 408", "duration")
+    max_body_memory: int = setting(
+        512 * MiB, "request bodies held by a worker, all together; past it 503", "size"
+    )
+    body_timeout: float = setting(
+        30.0, "time in which 4 KiB of a request body, or its rest, must come; then 408", "duration"
+    )
     idle_timeout: float = setting(75.0, "silence between requests of a connection", "duration")
     send_timeout: float = setting(
         60.0, "a client that takes no byte of its answer for so long is cut off", "duration"
@@ -92,6 +97,10 @@ class Server:
     drain_timeout: float = setting(
         30.0, "on SIGTERM: time for running exchanges to finish", "duration", least=0
     )
+    cors_origins: tuple[str, ...] = setting(
+        (), 'origins whose pages may call from a browser, as "https://app.example.org"; "*" = all',
+        "list",
+    )  # fmt: skip
     tls_cert: str = setting("", "PEM certificate chain; with tls_key the data port is TLS", "path")
     tls_key: str = setting("", "PEM private key", "path")
 

@@ -5,7 +5,7 @@ States, in the order of a connection's life:
     opening   connected, no byte yet                    header_timeout, closes without a word
     idle      between two requests                      idle_timeout, closes without a word
     head      part of a request head is here            header_timeout for the whole head, then 408
-    body      the head is with an exchange, body comes  body_timeout of silence, then 408
+    body      the head is with an exchange, body comes  body_timeout for each 4 KiB, then 408
     answering the request is complete                   send_timeout while the client takes nothing
     lingering answered and closing, input is discarded  a few seconds, so that the answer survives
     closed
@@ -21,6 +21,7 @@ The connection is handed its handler and knows neither keys nor budgets.
 from __future__ import annotations
 
 import asyncio
+import itertools
 from typing import TYPE_CHECKING, Protocol, cast
 
 from fastgw.errors import (
@@ -41,6 +42,10 @@ if TYPE_CHECKING:
 
 LINGER = 3.0
 LINGER_BYTES = 1024 * 1024
+BODY_PROGRESS = 4096
+"""Bytes of a body that must come within `body_timeout`: a byte a second is no upload."""
+_LOOKED_AT = 64
+"""Connections that are looked at for an idle one when there is no room for another."""
 
 
 class Exchange(Protocol):
@@ -85,7 +90,8 @@ class Connections:
     def __init__(self) -> None:
         self.all: set[DownstreamConnection] = set()
         self.draining = False
-
+        self.refused = 0
+        """Connections closed at once because there was no room."""
         self._empty = asyncio.Event()
 
     def add(self, connection: DownstreamConnection) -> None:
@@ -97,6 +103,17 @@ class Connections:
         self.all.discard(connection)
         if not self.all:
             self._empty.set()
+
+    def has_room(self, limit: int) -> bool:
+        """Whether one more may open. A full house gives up one that waits between two requests, as
+        nginx does: who holds connections open does not keep others out."""
+        if len(self.all) < limit:
+            return True
+        for connection in itertools.islice(self.all, _LOOKED_AT):
+            if connection.give_way():
+                return True
+        self.refused += 1
+        return False
 
     async def drain(self, within: float) -> None:
         """Close those that wait for a request, the others after their answer; cut what is left
@@ -132,6 +149,7 @@ class DownstreamConnection(asyncio.Protocol):
         "_expects",
         "_handler",
         "_left",
+        "_mark",
         "_memo",
         "_paused",
         "_server",
@@ -161,6 +179,7 @@ class DownstreamConnection(asyncio.Protocol):
         self._exchange: Exchange | None = None
         self._left = 0  # body bytes to come; UNSIZED while chunked
         self._body = 0  # body bytes so far
+        self._mark = 0  # body bytes when its present time began
         self._decoder: ChunkedDecoder | None = None
         self._expects = False
         self.bytes_in = 0
@@ -181,7 +200,7 @@ class DownstreamConnection(asyncio.Protocol):
         peer = transport.get_extra_info("peername")
         self.address = peer[0] if isinstance(peer, tuple) else "unix"
         connections = self._connections
-        if len(connections.all) >= self._server.max_connections or connections.draining:
+        if connections.draining or not connections.has_room(self._server.max_connections):
             self._state = "closed"
             transport.abort()
             return
@@ -204,7 +223,6 @@ class DownstreamConnection(asyncio.Protocol):
                 self._paused = True
                 self.transport.pause_reading()
         elif state == "body":
-            self.expires = 0.0
             self._read(data)
         elif state == "lingering":
             self._unsent += len(data)
@@ -247,6 +265,7 @@ class DownstreamConnection(asyncio.Protocol):
         if state == "idle":
             return self._server.idle_timeout
         if state == "body":
+            self._mark = self._body
             return self._server.body_timeout
         return LINGER if state == "lingering" else self._server.header_timeout
 
@@ -263,10 +282,10 @@ class DownstreamConnection(asyncio.Protocol):
         elif state == "head":
             self._refuse(RequestTimeout("the request head took too long; send it at once"))
         elif state == "body":
-            if self._paused:
-                self.expires = 0.0  # it is we who do not read
+            if self._paused or self._body - self._mark >= BODY_PROGRESS:
+                self.expires = 0.0  # it comes, or it is we who do not read
                 return
-            self._break(RequestTimeout("the request body stopped coming"))
+            self._break(RequestTimeout("the request body came too slowly; send it at once"))
         else:
             self.transport.abort()
 
@@ -505,6 +524,16 @@ class DownstreamConnection(asyncio.Protocol):
         """The worker stops: close now if no request is under way."""
         if self._state in ("idle", "opening"):
             self._close(linger=False)
+
+    def give_way(self) -> bool:
+        """Close if nothing but a next request is waited for, and that for a second or more."""
+        if self._state not in ("idle", "opening") or not self.expires:
+            return False
+        self._state = "closed"
+        self._sweeper.discard(self)
+        self._connections.discard(self)
+        self.transport.abort()
+        return True
 
     def shut_down(self) -> None:
         """The worker waited long enough: end the exchange under way, if any, and close."""

@@ -85,9 +85,16 @@ async def serve(
     sock: socket.socket,
     factory: Callable[[], asyncio.Protocol],
     tls: ssl.SSLContext | None,
+    handshake_timeout: float,
 ) -> asyncio.Server:
-    """Accept connections on `sock`; each gets a protocol of `factory`."""
+    """Accept connections on `sock`; each gets a protocol of `factory`, over TLS once its handshake
+    is done, within `handshake_timeout` seconds."""
     loop = asyncio.get_running_loop()
+    within = handshake_timeout if tls is not None else None
     if sock.family == socket.AF_UNIX:
-        return await loop.create_unix_server(factory, sock=sock, ssl=tls, backlog=BACKLOG)
-    return await loop.create_server(factory, sock=sock, ssl=tls, backlog=BACKLOG)
+        return await loop.create_unix_server(
+            factory, sock=sock, ssl=tls, backlog=BACKLOG, ssl_handshake_timeout=within
+        )
+    return await loop.create_server(
+        factory, sock=sock, ssl=tls, backlog=BACKLOG, ssl_handshake_timeout=within
+    )

@@ -18,6 +18,22 @@ def status_line(status: int) -> bytes:
     return STATUS_LINES.get(status) or b"HTTP/1.1 %d \r\n" % status
 
 
+def own_answer(
+    status: int, request_id: bytes, fields: bytes, body: bytes, closing: bool, head_only: bool
+) -> bytes:
+    """A whole answer that comes from no provider. `fields` are header lines, each with CRLF;
+    `head_only` leaves the body out (HEAD); 204 has neither body nor length (RFC 9110, 8.6)."""
+    return b"%bx-request-id: %b\r\nrequest-id: %b\r\n%b%b%b\r\n%b" % (
+        status_line(status),
+        request_id,
+        request_id,
+        fields,
+        b"" if status == 204 else b"content-length: %d\r\n" % len(body),
+        b"connection: close\r\n" if closing else b"",
+        b"" if head_only else body,
+    )
+
+
 def field(name: str, value: str) -> bytes:
     """One header line with CRLF. Raises ValueError where name or value would break the head."""
     raw_name, raw_value = name.encode("latin-1"), value.encode("latin-1")

@@ -179,6 +179,11 @@ class UpstreamConnection(asyncio.Protocol):
             self.transport.write(data)
         self._whole = last
 
+    @property
+    def unsent(self) -> int:
+        """Bytes of the request that the provider has not taken yet."""
+        return self.transport.get_write_buffer_size()
+
     def pause(self) -> None:
         """The client does not take the answer: stop reading it."""
         if not self._paused and self._state != "closed":

@@ -80,6 +80,7 @@ class Relay:
     __slots__ = (
         "_chunked",
         "_head_only",
+        "_sized",
         "_write",
         "begun",
         "closes",
@@ -104,7 +105,7 @@ class Relay:
         self.event_stream = head.media == EVENT_STREAM
         self.strips = strips and self.event_stream
         self.sent = 0
-        sized = head.length >= 0 and not self.strips
+        sized = self._sized = head.length >= 0 and not self.strips
         self._head_only = request.method == b"HEAD" or head.status in (204, 304)
         self._chunked = not sized and not self._head_only and request.minor == 1
         self.closes = closing or (not sized and not self._head_only and request.minor == 0)
@@ -150,7 +151,10 @@ class Relay:
         return framed + LAST_CHUNK if ended else framed
 
     def error_event(self, code: str, message: str) -> None:
-        """Tell the reader of a stream why it ends; nothing after it says that it is whole."""
+        """Tell the reader of a stream why it ends; nothing after it says that it is whole. Not in a
+        body of known size, which our bytes would complete."""
+        if self._sized:
+            return
         event = orjson.dumps(
             {"error": {"message": message, "type": "server_error", "param": None, "code": code}}
         )

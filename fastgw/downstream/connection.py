@@ -22,6 +22,8 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import socket
+import struct
 from typing import TYPE_CHECKING, Protocol, cast
 
 from fastgw.errors import (
@@ -44,6 +46,7 @@ LINGER = 3.0
 LINGER_BYTES = 1024 * 1024
 BODY_PROGRESS = 4096
 """Bytes of a body that must come within `body_timeout`: a byte a second is no upload."""
+_NO_LINGER = struct.pack("ii", 1, 0)
 _LOOKED_AT = 64
 """Connections that are looked at for an idle one when there is no room for another."""
 
@@ -349,7 +352,14 @@ class DownstreamConnection(asyncio.Protocol):
             if flush:
                 self.transport.close()
             else:
-                self.transport.abort()
+                self._reset()
+
+    def _reset(self) -> None:
+        """Close by RST. An abort alone sends FIN; a unix socket has nothing else."""
+        sock = self.transport.get_extra_info("socket")
+        if sock is not None and sock.family != socket.AF_UNIX:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _NO_LINGER)
+        self.transport.abort()
 
     # requests
 

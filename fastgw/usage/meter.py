@@ -29,6 +29,11 @@ _USAGE = re.compile(rb'"usage"\s*:\s*\{')
 _TAIL_USAGE = re.compile(rb'"usage"\s*:\s*(\{[^{}]*(?:\{[^{}]*\}[^{}]*)*\})')
 _MODEL = re.compile(rb'"model"\s*:\s*"([^"\\]{1,200})"')
 
+_TEXT = re.compile(
+    rb'"(?:content|text|reasoning_content|reasoning|refusal|arguments)"\s*:\s*"((?:[^"\\]|\\.)*)'
+)
+"""Text of an answer that is not whole JSON: its last string may lack its end."""
+
 KEEP_BYTES = 32 * 1024
 """Bytes of a stream that wait unread; past it they are counted and let go."""
 
@@ -89,8 +94,10 @@ class StreamMeter:
     """
 
     __slots__ = (
+        "_at_report",
         "_blocks",
         "_counter",
+        "_covered",
         "_dialect",
         "_first",
         "_framer",
@@ -110,7 +117,9 @@ class StreamMeter:
         self._usage: dict[str, Any] = {}
         self._blocks: list[bytes] = []
         self._kept = 0
-        self._counter: ByteCounter | None = None
+        self._counter = ByteCounter()
+        self._covered = -1  # blocks before this one are covered by the last report; -1: none since
+        self._at_report = 0  # tokens counted up to the last report
         self._first = b""
         self._last = b""
         self._passed = 0  # bytes of the unfinished event that the client already has
@@ -150,10 +159,13 @@ class StreamMeter:
         return held
 
     def _read_usage(self, block: bytes) -> bytes:
-        """Note the usage in `block`; return the block without its usage-only events."""
+        """Note the usage in `block`, which is the last of those that wait; return it without its
+        usage-only events."""
         kept: list[bytes] = []
+        at = reported = 0
         for event in split_events(block):
             drop = False
+            at += len(event)
             if _USAGE.search(event) is not None:
                 for payload in payloads(event):
                     message = read_object(payload)
@@ -162,9 +174,15 @@ class StreamMeter:
                     usage = self._dialect.usage_object(message)
                     if usage is not None:
                         self._merge(usage)
+                        reported = at
                         drop = self._strip and self._dialect.is_usage_only(message)
             if not drop:
                 kept.append(event)
+        if reported:
+            # What came up to a report is covered by it; what comes after may have to be counted.
+            rest = block[reported:]
+            self._blocks[-1:] = [block[:reported], rest] if rest else [block]
+            self._covered = len(self._blocks) - bool(rest)
         return b"".join(kept)
 
     def _merge(self, usage: dict[str, Any]) -> None:
@@ -174,16 +192,19 @@ class StreamMeter:
 
     def _fold(self) -> None:
         """Count the text of the blocks that wait and let them go."""
-        if self._counter is None:
-            self._counter = ByteCounter()
         add = self._counter.add
-        for block in self._blocks:
+        for at, block in enumerate(self._blocks):
+            if at == self._covered:
+                self._at_report = self._counter.total()
             for payload in payloads(block):
                 message = read_object(payload)
                 if message is not None:
                     for text in self._dialect.texts(message):
                         add(text)
+        if self._covered == len(self._blocks):
+            self._at_report = self._counter.total()
         self._blocks.clear()
+        self._covered = -1
         self._kept = 0
 
     def rest(self) -> bytes:
@@ -217,14 +238,15 @@ class StreamMeter:
         if usage is not None and complete:
             return Metered(usage, model, error)
         self._fold()
-        counted = self._counter.total() if self._counter is not None else 0
+        counted = self._counter.total()
         if usage is None:
             return Metered(Usage(prompt(), counted, source="counted"), model, error)
-        if counted > usage.output_tokens:
+        since = counted - self._at_report if usage.output_tokens else counted
+        if since:
             # Cut after an interim usage: what came since is counted.
             usage = Usage(
                 usage.input_tokens,
-                counted,
+                usage.output_tokens + since,
                 usage.cached_input_tokens,
                 usage.cache_write_tokens,
                 usage.reasoning_tokens,
@@ -302,7 +324,8 @@ class JsonMeter:
         body = self._pieces[0] if len(self._pieces) == 1 else b"".join(self._pieces)
         if self._compressed:
             body = Inflater().feed(body)
-        if complete and not self._head:
+        if not self._head and (complete or read_object(body) is not None):
+            # All of it; or all but the end of the message.
             return read_answer(self._dialect, body, self._counts, self._echoes, prompt)
         if complete:
             found = _search_tail(self._dialect, body, self._head)
@@ -310,9 +333,8 @@ class JsonMeter:
                 return found
         if not self._counts:
             return UNMETERED
-        return Metered(
-            Usage(prompt(), -(-self._size // BYTES_PER_TOKEN), source="counted"), "", False
-        )
+        made = sum(map(len, _TEXT.findall(body))) if not self._head else self._size
+        return Metered(Usage(prompt(), -(-made // BYTES_PER_TOKEN), source="counted"), "", False)
 
 
 def read_answer(

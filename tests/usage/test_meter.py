@@ -113,6 +113,22 @@ def test_a_stream_cut_after_an_interim_usage_is_charged_what_came_since() -> Non
     assert watch(body, complete=False)[1].usage == Usage(10, 500, source="reported")
 
 
+@pytest.mark.parametrize("size", [1, 10, KEEP_BYTES])
+def test_a_report_covers_the_text_before_it_however_our_count_differs(size: int) -> None:
+    text = delta("x" * size, usage=None)
+    body = text + delta("", usage={"prompt_tokens": 10, "completion_tokens": 2})
+    assert watch(body, complete=False)[1].usage == Usage(10, 2, source="reported")
+    assert watch(body + body, complete=False)[1].usage == Usage(10, 2, source="reported")
+    later = watch(body + delta("y" * 40), complete=False)[1].usage
+    assert later.source == "counted"
+    assert later.output_tokens in (11, 12)  # what came since; the count rounds up once
+
+
+def test_an_interim_zero_covers_nothing() -> None:
+    body = delta("x" * 40, usage={"prompt_tokens": 10, "completion_tokens": 0})
+    assert watch(body, complete=False)[1].usage == Usage(10, 10, source="counted")
+
+
 def test_long_streams_are_folded_and_not_kept() -> None:
     meter = StreamMeter(openai)
     for _ in range(4000):
@@ -215,8 +231,14 @@ class TestJson:
         assert self.watch(body).usage == Usage(7, 2, source="counted")
 
     def test_cut(self) -> None:
-        body = orjson.dumps({"choices": [{"message": {"content": "x" * 400}}]})[:200]
-        assert self.watch(body, complete=False).usage == Usage(7, 50, source="counted")
+        body = orjson.dumps({"choices": [{"message": {"content": "x" * 400}}]})
+        start = body.index(b"x")
+        cut = self.watch(body[: start + 100], complete=False)
+        assert cut.usage == Usage(7, 25, source="counted")
+
+    def test_all_but_the_end_of_the_message(self) -> None:
+        body = orjson.dumps({"usage": {"prompt_tokens": 3, "completion_tokens": 4}})
+        assert self.watch(body, complete=False).usage == Usage(3, 4, source="reported")
 
     def test_an_error_inside_a_200_costs_nothing(self) -> None:
         assert self.watch(b'{"error": {"message": "no"}}') == Metered(Usage(), "", True)

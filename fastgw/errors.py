@@ -172,6 +172,7 @@ class UpstreamTimeout(Refusal):
 _UPSTREAM_FAILURES: dict[str, tuple[type[Refusal], str]] = {
     "refused": (UpstreamUnavailable, "the provider cannot be reached; try again"),
     "reset": (UpstreamUnavailable, "the provider closed the connection without an answer"),
+    "broken": (UpstreamUnavailable, "the provider's answer broke off in its head"),
     "malformed": (UpstreamUnavailable, "the provider's answer is not sound HTTP"),
     "timeout": (UpstreamTimeout, "the provider did not answer in time"),
     "stalled": (UpstreamTimeout, "the provider fell silent"),

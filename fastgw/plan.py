@@ -179,14 +179,14 @@ class Planner:
         plan.path = path.decode("ascii")
         writes = request.method in (b"POST", b"PUT", b"PATCH")
         if request.method == b"POST":
-            plan.operation = openai.OPERATIONS.get(target.below, "")
+            plan.operation = openai.OPERATIONS.get(target.below.lower(), "")
         plan.metered = writes and route.budgets
         limited = bool(plan.key.allowed_models or route.models)
         plan.strict = writes and limited
         plan.buffered = (plan.metered and plan.operation != "") or plan.strict
         plan.counts = plan.operation != ""
         plan.echoes = plan.operation == "responses"
-        if limited and request.method == b"GET" and target.below == openai.MODELS:
+        if limited and request.method == b"GET" and target.below.lower() == openai.MODELS:
             plan.edit = partial(only_models, plan.allows_model)
         plan.asks_usage = (
             upstream.include_usage
@@ -279,12 +279,13 @@ def _client_fields(
     lines: list[bytes] = []
     accept_encoding = b""
     for lower, name, value in request.fields:
-        if lower == b"accept-encoding":
+        if lower == b"accept-encoding" and lower not in named:
             accept_encoding = value if not accept_encoding else accept_encoding + b", " + value
         elif (
             lower not in dropped
             and lower not in named
             and not lower.startswith((b"proxy-", b"x-forwarded-"))
+            and b"_" not in lower
         ):
             lines.append(b"%b: %b\r\n" % (name, value))
     if read and not _NO_IDENTITY.search(accept_encoding):

@@ -395,7 +395,7 @@ class DownstreamConnection(asyncio.Protocol):
             length = memo.length(data, end)
             if length != UNSIZED and memo.head is not None:
                 return self._begin(memo.head, length, data, end)
-        if data[:2] == b"\r\n" and self._state != "head":
+        if data[:2] == b"\r\n":
             data = data[2:]  # one empty line before a request line is ignored (RFC 9112, 2.2)
             if not data:
                 return b""
@@ -429,8 +429,10 @@ class DownstreamConnection(asyncio.Protocol):
             self._refuse(HeadTooLarge(f"the head is larger than {server.max_head} bytes"))
         elif not 0x41 <= data[0] <= 0x5A and data != b"\r":
             self._refuse(BadRequest("not an HTTP/1.1 request; TLS and HTTP/2 are not spoken here"))
-        elif b"\n" in data and data.find(b"\r\n") < 0:
+        elif data.count(b"\n") != data.count(b"\r\n"):
             self._refuse(BadRequest("a line ends in a bare LF; lines end in CRLF (RFC 9112, 2.2)"))
+        elif b"\r\n" in data and b" HTTP/" not in data[: data.find(b"\r\n")]:
+            self._refuse(BadRequest("the request line names no version; HTTP/0.9 is not spoken"))
         elif len(data) > server.max_request_line and not (
             0 <= data.find(b"\r\n") <= server.max_request_line
         ):

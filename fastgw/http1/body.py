@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 
-_SIZE_LINE = re.compile(rb"([0-9A-Fa-f]{1,15})[ \t]*(?:;([\t\x20-\x7e\x80-\xff]*))?")
+_SIZE_LINE = re.compile(rb"([0-9A-Fa-f]{1,15})(?:[ \t]*;([\t\x20-\x7e\x80-\xff]*))?")
 _TRAILER = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+:[\t\x20-\x7e\x80-\xff]*")
 _CANONICAL = re.compile(rb"[1-9a-f][0-9a-f]{0,7}")
 MAX_LINE = 4096

@@ -62,10 +62,20 @@ class ResponseHead:
     `keep_for` is the provider's own idle time-out in seconds, 0 where it names none.
     """
 
-    __slots__ = ("encoding", "fields", "keep_alive", "keep_for", "length", "media", "status")
+    __slots__ = (
+        "bodyless",
+        "encoding",
+        "fields",
+        "keep_alive",
+        "keep_for",
+        "length",
+        "media",
+        "status",
+    )
 
     def __init__(self) -> None:
         self.status = 0
+        self.bodyless = False
         self.fields = b""
         self.length = UNTIL_CLOSE
         self.keep_alive = True
@@ -107,6 +117,8 @@ def read_response_head(
         elif kind == _CODING:
             if length != UNTIL_CLOSE or value != b"chunked":
                 raise BadResponse("a transfer coding other than one chunked, or beside a length")
+            if first[1] == b"0":
+                raise BadResponse("a transfer coding in HTTP/1.0 (RFC 9112, 6.1)")
             length = CHUNKED
         elif kind == _CONNECTION:
             named += tokens(value)
@@ -129,6 +141,7 @@ def read_response_head(
         response.fields = b"\r\n".join(kept)
     if request_method == b"HEAD" or status in (204, 304) or status < 200:
         length = 0
+        response.bodyless = True
     response.length = length
     return response
 

@@ -1,8 +1,8 @@
 """Which route a request takes, and the path it has at the provider.
 
 One path is parsed, matched and sent: what was matched is what goes out. A path that could mean
-something else to the next parser (dot segments, encoded slashes and dots, backslashes, control
-bytes, empty segments) is refused, not repaired (RFC 3986, 6.2.2; RFC 9110, 17.6).
+something else to the next parser (dot segments, encoded slashes and dots, backslashes, parameters,
+control bytes, empty segments) is refused, not repaired (RFC 3986, 6.2.2; RFC 9110, 17.6).
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 
 _PLAIN = re.compile(rb"(?:/[A-Za-z0-9_~-][A-Za-z0-9_.~:@!$&'()*+,=-]*)+/?|/")
 _ESCAPE = re.compile(rb"%([0-9A-Fa-f]{2})")
-_ALLOWED = re.compile(rb"[A-Za-z0-9._~!$&'()*+,;=:@/%-]*")
+_ALLOWED = re.compile(rb"[A-Za-z0-9._~!$&'()*+,=:@/%;-]*")
 _UNRESERVED = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_~")
-_REFUSED_ESCAPES = frozenset(b"/\\.%\x7f") | frozenset(range(32))
+_REFUSED_ESCAPES = frozenset(b"/\\.%;\x7f") | frozenset(range(32))
 
 
 def normalise(path: bytes) -> bytes:
@@ -33,6 +33,8 @@ def normalise(path: bytes) -> bytes:
         raise BadPath("the path holds a byte that must be percent-encoded")
     if b"//" in path:
         raise BadPath("the path holds an empty segment (//); check the slashes of the base URL")
+    if b";" in path:
+        raise BadPath("the path holds a parameter (;), which servers read differently")
     if path.count(b"%") != len(_ESCAPE.findall(path)):
         raise BadPath("the path holds a % that is not followed by two hexadecimal digits")
 
@@ -44,7 +46,7 @@ def normalise(path: bytes) -> bytes:
 
     path = _ESCAPE.sub(decode, path)
     for segment in path.split(b"/"):
-        if segment.partition(b";")[0] in (b".", b".."):
+        if segment in (b".", b".."):
             raise BadPath("the path holds a dot segment")
     return path
 

@@ -41,7 +41,8 @@ class Exchange(Protocol):
         """More of the body. `framed` is the same bytes as one canonical chunk, if they came so."""
 
     def on_upstream_failure(self, reason: str) -> None:
-        """No (more) answer: `refused`, `reset`, `malformed`, `timeout` or `stalled`."""
+        """No (more) answer: `refused`, `reset`, `broken` (after its first byte), `malformed`,
+        `timeout` or `stalled`."""
 
     def on_upstream_full(self) -> None:
         """The provider does not take the upload: pause it."""
@@ -131,7 +132,8 @@ class UpstreamConnection(asyncio.Protocol):
         if state == "answering" and head is not None and head.length == UNTIL_CLOSE and exc is None:
             exchange.on_response_body(b"", None, True)
         else:
-            exchange.on_upstream_failure("reset")
+            begun = self._buffer or self._interim
+            exchange.on_upstream_failure("broken" if begun else "reset")
 
     def pause_writing(self) -> None:
         """The provider does not take the request body."""
@@ -159,7 +161,12 @@ class UpstreamConnection(asyncio.Protocol):
         reason = "timeout" if self._state == "asking" else "stalled"
         self._fail(reason)
 
-    # called by the exchange
+    # called by the pool and the exchange
+
+    @property
+    def open(self) -> bool:
+        """Whether a request can be sent: the provider neither closed it nor spoke unasked."""
+        return self._state == "idle"
 
     def send(self, exchange: Exchange, method: bytes, data: bytes, whole: bool) -> None:
         """Send a request head with the body that is there; `whole` if no more of it follows."""
@@ -211,7 +218,11 @@ class UpstreamConnection(asyncio.Protocol):
     def _take_head(self, exchange: Exchange, data: bytes) -> None:
         end = data.find(b"\r\n\r\n") + 4
         if end == 3:
-            if len(data) > MAX_HEAD or not b"HTTP/1.".startswith(data[:7]):
+            if (
+                len(data) > MAX_HEAD
+                or not b"HTTP/1.".startswith(data[:7])
+                or data.count(b"\n") != data.count(b"\r\n")
+            ):
                 self._fail("malformed")
             else:
                 self._buffer = data
@@ -224,7 +235,7 @@ class UpstreamConnection(asyncio.Protocol):
             )
             if head.status < 200:
                 self._interim += 1
-                if head.status == 101 or self._interim > MAX_INTERIM:
+                if head.status not in (100, 103) or self._interim > MAX_INTERIM:
                     raise BadResponse("an interim answer that nobody asked for")
         except BadResponse:
             self._fail("malformed")
@@ -238,6 +249,9 @@ class UpstreamConnection(asyncio.Protocol):
         length = head.length
         size = len(data) - end
         if 0 <= length <= size:
+            if length < size and not head.bodyless:
+                self._fail("malformed")
+                return
             body = data[end:] if length == size else data[end : end + length]
             self._finish(length == size)
             exchange.on_response(head, body, True)
@@ -249,8 +263,11 @@ class UpstreamConnection(asyncio.Protocol):
             except BadChunk:
                 self._fail("malformed")
                 return
+            if decoder.rest:
+                self._fail("malformed")
+                return
             if decoder.ended:
-                self._finish(not decoder.rest)
+                self._finish(True)
             exchange.on_response(head, body, decoder.ended)
             return
         self._decoder = None
@@ -265,8 +282,13 @@ class UpstreamConnection(asyncio.Protocol):
             except BadChunk:
                 self._fail("malformed")
                 return
+            if decoder.rest:
+                if body:  # its usage counts; without the last chunk it is no whole answer
+                    exchange.on_response_body(body, None, False)
+                self._fail("malformed")
+                return
             if decoder.ended:
-                self._finish(not decoder.rest)
+                self._finish(True)
                 exchange.on_response_body(body, None, True)
             elif body:
                 exchange.on_response_body(body, data if decoder.verbatim else None, False)
@@ -279,8 +301,11 @@ class UpstreamConnection(asyncio.Protocol):
             self._left = left
             exchange.on_response_body(data, None, False)
             return
-        self._finish(not left)
-        exchange.on_response_body(data if not left else data[:left], None, True)
+        if left:
+            self._fail("malformed")
+            return
+        self._finish(True)
+        exchange.on_response_body(data, None, True)
 
     def _finish(self, clean: bool) -> None:
         """The response ended: keep the connection if nothing about it is in doubt."""

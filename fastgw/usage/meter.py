@@ -20,10 +20,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 from fastgw.model import NO_USAGE, Usage
 from fastgw.sse import EventFramer, payloads, split_events
 from fastgw.usage.estimate import BYTES_PER_TOKEN, ByteCounter
-from fastgw.usage.payload import Inflater, read_object
+from fastgw.usage.payload import Inflater, read_object, read_objects
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
 _USAGE = re.compile(rb'"usage"\s*:\s*\{')
 _TAIL_USAGE = re.compile(rb'"usage"\s*:\s*(\{[^{}]*(?:\{[^{}]*\}[^{}]*)*\})')
@@ -163,21 +163,19 @@ class StreamMeter:
         usage-only events."""
         kept: list[bytes] = []
         at = reported = 0
-        for event in split_events(block):
-            drop = False
-            at += len(event)
-            if _USAGE.search(event) is not None:
-                for payload in payloads(event):
-                    message = read_object(payload)
-                    if message is None:
-                        continue
-                    usage = self._dialect.usage_object(message)
-                    if usage is not None:
-                        self._merge(usage)
-                        reported = at
-                        drop = self._strip and self._dialect.is_usage_only(message)
-            if not drop:
-                kept.append(event)
+        for start, end in _events_with_usage(block):
+            for payload in payloads(block[start:end]):
+                message = read_object(payload)
+                if message is None:
+                    continue
+                usage = self._dialect.usage_object(message)
+                if usage is not None:
+                    self._merge(usage)
+                    reported = end
+                    if self._strip and self._dialect.is_usage_only(message):
+                        kept.append(block[at:start])
+                        at = end
+        kept.append(block[at:])
         if reported:
             # What came up to a report is covered by it; what comes after may have to be counted.
             rest = block[reported:]
@@ -192,20 +190,21 @@ class StreamMeter:
 
     def _fold(self) -> None:
         """Count the text of the blocks that wait and let them go."""
-        add = self._counter.add
-        for at, block in enumerate(self._blocks):
-            if at == self._covered:
-                self._at_report = self._counter.total()
-            for payload in payloads(block):
-                message = read_object(payload)
-                if message is not None:
-                    for text in self._dialect.texts(message):
-                        add(text)
-        if self._covered == len(self._blocks):
+        blocks = self._blocks
+        if self._covered >= 0:
+            self._count(blocks[: self._covered])
             self._at_report = self._counter.total()
+            blocks = blocks[self._covered :]
+        self._count(blocks)
         self._blocks.clear()
         self._covered = -1
         self._kept = 0
+
+    def _count(self, blocks: list[bytes]) -> None:
+        texts, add = self._dialect.texts, self._counter.add
+        for message in read_objects(payloads(b"".join(blocks))):
+            for text in texts(message):
+                add(text)
 
     def rest(self) -> bytes:
         """An unfinished last event, unless it is the one to strip."""
@@ -273,6 +272,24 @@ class StreamMeter:
                 ):
                     error = True
         return model, error
+
+
+def _events_with_usage(block: bytes) -> Iterator[tuple[int, int]]:
+    """Where the events stand that hold a usage: start and end of each in a block of events."""
+    if b"\r" in block:
+        end = 0
+        for event in split_events(block):
+            start, end = end, end + len(event)
+            if _USAGE.search(event) is not None:
+                yield start, end
+        return
+    end = 0
+    while (match := _USAGE.search(block, end)) is not None:
+        blank = block.rfind(b"\n\n", end, match.start())
+        start = end if blank < 0 else blank + 2
+        blank = block.find(b"\n\n", match.end())
+        end = len(block) if blank < 0 else blank + 2
+        yield start, end
 
 
 class JsonMeter:

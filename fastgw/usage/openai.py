@@ -28,6 +28,7 @@ MODELS = "/models"
 TAKES_STREAM_OPTIONS = frozenset({"chat", "text_completion"})
 """Operations with `stream_options.include_usage`; responses rejects it and reports by itself."""
 
+_TEXT_MEMBERS = frozenset({"content", "reasoning_content", "reasoning", "refusal"})
 _FINAL_RESPONSE_EVENTS = frozenset(
     {"response.completed", "response.incomplete", "response.failed", "response.cancelled"}
 )
@@ -146,30 +147,33 @@ def _choice_texts(choice: dict[str, Any], found: list[str]) -> None:
         part = choice.get("message")
     if not isinstance(part, dict):
         return
-    for name in ("content", "reasoning_content", "reasoning", "refusal"):
-        value = part.get(name)
-        if isinstance(value, str):
-            found.append(value)
-        elif isinstance(value, list):
-            found.extend(
-                piece["text"]
-                for piece in value
-                if isinstance(piece, dict) and isinstance(piece.get("text"), str)
-            )
-    calls = part.get("tool_calls")
-    functions = (
-        [call.get("function") for call in calls if isinstance(call, dict)]
-        if isinstance(calls, list)
-        else []
-    )
-    functions.append(part.get("function_call"))
-    for function in functions:
-        if isinstance(function, dict):
-            found.extend(
-                value
-                for value in (function.get("name"), function.get("arguments"))
-                if isinstance(value, str)
-            )
+    for name, value in part.items():
+        if not value:
+            continue
+        if name in _TEXT_MEMBERS:
+            if isinstance(value, str):
+                found.append(value)
+            elif isinstance(value, list):
+                found.extend(
+                    piece["text"]
+                    for piece in value
+                    if isinstance(piece, dict) and isinstance(piece.get("text"), str)
+                )
+        elif name == "tool_calls" and isinstance(value, list):
+            for call in value:
+                if isinstance(call, dict):
+                    _call_texts(call.get("function"), found)
+        elif name == "function_call":
+            _call_texts(value, found)
+
+
+def _call_texts(function: Any, found: list[str]) -> None:
+    if isinstance(function, dict):
+        found.extend(
+            value
+            for value in (function.get("name"), function.get("arguments"))
+            if isinstance(value, str)
+        )
 
 
 def _item_texts(item: dict[str, Any], found: list[str]) -> None:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json  # noqa: TID251 - orjson refuses lone surrogates and NaN, which providers and clients send
 import zlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import orjson
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
 
 MAX_INFLATED = 64 * 1024 * 1024
 
@@ -21,6 +24,21 @@ def read_object(data: bytes) -> dict[str, Any] | None:
         except (ValueError, RecursionError):
             return None
     return value if isinstance(value, dict) else None
+
+
+def read_objects(pieces: Iterable[bytes]) -> Iterator[dict[str, Any]]:
+    """The JSON objects among `pieces`; what is none is left out. Read as one array where all are
+    sound, which is half the cost."""
+    waiting = [piece for piece in pieces if piece.lstrip()[:1] == b"{"]
+    try:
+        values = orjson.loads(b"[%b]" % b",".join(waiting))
+    except orjson.JSONDecodeError:
+        values = None
+    if values is None or len(values) != len(waiting):  # "{},{}" is one piece and two objects
+        values = [read_object(piece) for piece in waiting]
+    for value in values:
+        if value is not None:
+            yield value
 
 
 class Inflater:

@@ -39,6 +39,8 @@ _KINDS = dict.fromkeys(_DROPPED, _DROP) | {
     b"content-type": _MEDIA,
     b"content-encoding": _ENCODING,
 }
+_USUAL_OPTIONS = frozenset({b"close", b"keep-alive"})
+"""Options of Connection that name no field that could be kept."""
 _RATE_LIMITS = (b"x-ratelimit-", b"ratelimit", b"anthropic-ratelimit-")
 
 _MEMO: dict[bytes, tuple[int, bytes]] = {}
@@ -135,7 +137,8 @@ def read_response_head(
             response.keep_alive = False
         elif b"keep-alive" in named:
             response.keep_alive = True
-        kept = [line for line in kept if line.partition(b":")[0].lower() not in named]
+        if not _USUAL_OPTIONS.issuperset(named):
+            kept = [line for line in kept if line.partition(b":")[0].lower() not in named]
     if kept:
         kept.append(b"")
         response.fields = b"\r\n".join(kept)

@@ -64,6 +64,7 @@ class Exchange:
         "_cors",
         "_engine",
         "_held",
+        "_informs",
         "_injected",
         "_length",
         "_meter",
@@ -108,7 +109,8 @@ class Exchange:
         self._prompt = -1
         self._cors = b""
         # where it stands
-        self._accounts: tuple[Account, ...] = ()
+        self._accounts: tuple[Account, ...] = ()  # debited at the end
+        self._informs: tuple[Account, ...] = ()  # only told of
         self._ticket: Ticket | None = None
         self._upstream: UpstreamConnection | None = None
         self._retried = False
@@ -130,11 +132,11 @@ class Exchange:
         try:
             if engine.cors.on:
                 self._cors = engine.cors.fields(request)
+                if (preflight := engine.cors.preflight(request)) is not None:
+                    self._answer(204, preflight)
+                    return
             if plan is None or plan.generation != engine.planner.generation:
                 self.phase = "authenticate"
-                if engine.cors.on and (answer := engine.cors.preflight(request)) is not None:
-                    self._answer(204, answer)
-                    return
                 plan = engine.planner.plan(request, clock.wall(), self._connection.address)
                 request.plan = plan
             elif not plan.key.timeless and not plan.key.valid_at(clock.wall()):
@@ -156,22 +158,23 @@ class Exchange:
             self._refuse(refusal)
 
     def _inform(self) -> None:
-        """Tell the key about itself, once its accounts are known."""
+        """A key asks about itself: tell it, once its accounts are known."""
         plan = self.plan
         assert plan is not None
         engine = self._engine
         self.phase = "inform"
         now = clock.wall()
-        accounts = engine.planner.known_accounts(plan, now)
+        self._informs = accounts = engine.planner.known_accounts(plan, now)
         if engine.settlement.up and engine.ledger.stale(accounts, now):
             engine.settlement.wait(self, accounts, now)
-            return
-        body = key_info(plan.key, accounts, now)
-        self._answer(
-            200,
-            b"content-type: application/json\r\ncache-control: no-store\r\n" + self._cors,
-            body,
-        )
+        else:
+            self._tell()
+
+    def _tell(self) -> None:
+        plan = self.plan
+        assert plan is not None
+        fields = b"content-type: application/json\r\ncache-control: no-store\r\n" + self._cors
+        self._answer(200, fields, key_info(plan.key, self._informs, clock.wall()))
 
     def _answer(self, status: int, fields: bytes, body: bytes = b"") -> None:
         """Answer from here; `fields` are header lines, each with CRLF."""
@@ -294,7 +297,7 @@ class Exchange:
             if self.phase == "admit":
                 self._decide()
             elif self.phase == "inform":
-                self._inform()
+                self._tell()
             # else the client left meanwhile
         except Refusal as refusal:
             self._refuse(refusal)

@@ -541,6 +541,8 @@ class DownstreamConnection(asyncio.Protocol):
         """Close if nothing but a next request is waited for, and that for a second or more."""
         if self._state not in ("idle", "opening") or not self.expires:
             return False
+        if self.transport.get_write_buffer_size():
+            return False  # it still takes its last answer
         self._state = "closed"
         self._sweeper.discard(self)
         self._connections.discard(self)

@@ -101,16 +101,16 @@ def _serve(options: argparse.Namespace) -> int:
     config = _load(options)
     _start_logging()
 
-    async def run() -> None:
+    async def run() -> int:
         worker = Worker(config)
         await worker.start()
         logging.getLogger("fastgw").info(
             "listening on %s, admin on %s", ", ".join(worker.addresses), worker.admin_address or "-"
         )
         await worker.run()
+        return 1 if worker.unsettled else 0
 
-    uvloop.run(run())
-    return 0
+    return uvloop.run(run())
 
 
 def _check(options: argparse.Namespace) -> int:

@@ -61,6 +61,12 @@ class BadBody(Refusal):
     status, code, kind = 400, "invalid_json", "invalid_request_error"
 
 
+class NotMeterable(Refusal):
+    """Under a budget, an option whose cost no answer would tell."""
+
+    status, code, kind = 400, "not_meterable", "invalid_request_error"
+
+
 class RequestTimeout(Refusal):
     """The client was too slow with its head or body (RFC 9110, 15.5.9)."""
 

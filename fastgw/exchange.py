@@ -8,17 +8,16 @@ provider's (`on_response` …) and the settlement (`admit`). It has one exit, `_
 every path, that settles without waiting and cannot fail: whatever ended the exchange, what it cost
 is debited once.
 
-`phase` says where it is; `reason` how it ended: ok, the code of a refusal, client_disconnected,
-client_body, shutdown, upstream_cut, upstream_stalled, upstream_error_event.
+`phase` says where it is; `reason` how it ended: ok, a code, or a word of docs/errors.md.
 """
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING
 
 from fastgw import clock
 from fastgw.errors import (
-    InvalidKey,
     ModelNotAllowed,
     Overloaded,
     Refusal,
@@ -30,12 +29,12 @@ from fastgw.http1.request import UNSIZED
 from fastgw.http1.serialize import own_answer
 from fastgw.keyring import key_info
 from fastgw.policy.limit_headers import exceeded, limit_fields
-from fastgw.relay import COMPRESSED, EVENT_STREAM, EditedRelay, Relay, make_meter, whole_answer
+from fastgw.relay import EVENT_STREAM, EditedRelay, Relay, make_meter, whole_answer
 from fastgw.upstream.pool import Ticket
 from fastgw.usage import openai
 from fastgw.usage.estimate import prompt_tokens
 from fastgw.usage.meter import UNMETERED, Metered, read_answer
-from fastgw.usage.request import form_model, read_json
+from fastgw.usage.request import form_model, read_json, refuse_unmeterable
 
 if TYPE_CHECKING:
     from fastgw.downstream.connection import DownstreamConnection
@@ -46,6 +45,8 @@ if TYPE_CHECKING:
     from fastgw.policy.ledger import Account
     from fastgw.upstream.connection import UpstreamConnection
     from fastgw.usage.meter import Meter
+
+log = logging.getLogger(__name__)
 
 KEEP_PROMPT = 16 * 1024
 """A body up to this size is kept for a count of the prompt that is rarely needed; of a larger one
@@ -64,7 +65,6 @@ class Exchange:
         "_cors",
         "_engine",
         "_held",
-        "_informs",
         "_injected",
         "_length",
         "_meter",
@@ -104,13 +104,11 @@ class Exchange:
         self._held = 0  # of the engine's `held`
         self._body_size = 0
         self._body_done = False
-        self._body = b""
-        self._injected = False
+        self._body, self._injected = b"", False
         self._prompt = -1
         self._cors = b""
         # where it stands
-        self._accounts: tuple[Account, ...] = ()  # debited at the end
-        self._informs: tuple[Account, ...] = ()  # only told of
+        self._accounts: tuple[Account, ...] = ()
         self._ticket: Ticket | None = None
         self._upstream: UpstreamConnection | None = None
         self._retried = False
@@ -140,10 +138,8 @@ class Exchange:
                 plan = engine.planner.plan(request, clock.wall(), self._connection.address)
                 request.plan = plan
             elif not plan.key.timeless and not plan.key.valid_at(clock.wall()):
-                raise InvalidKey(
-                    "invalid credentials: unknown, expired or disabled key",
-                    (("www-authenticate", "Bearer"),),
-                )
+                plan = request.plan = None
+                plan = engine.planner.plan(request, clock.wall(), self._connection.address)
             self.plan = plan
             self.request_id = plan.request_id or engine.new_id()
             if plan.informs:
@@ -157,24 +153,18 @@ class Exchange:
         except Refusal as refusal:
             self._refuse(refusal)
 
-    def _inform(self) -> None:
-        """A key asks about itself: tell it, once its accounts are known."""
-        plan = self.plan
+    def _inform(self, asked: bool = False) -> None:
+        """A key asks about itself: tell it, once its accounts were asked for."""
+        plan, engine = self.plan, self._engine
         assert plan is not None
-        engine = self._engine
         self.phase = "inform"
         now = clock.wall()
-        self._informs = accounts = engine.planner.known_accounts(plan, now)
-        if engine.settlement.up and engine.ledger.stale(accounts, now):
+        accounts = engine.planner.known_accounts(plan, now)
+        if engine.ledger.stale(accounts, now) and engine.settlement.up and not asked:
             engine.settlement.wait(self, accounts, now)
-        else:
-            self._tell()
-
-    def _tell(self) -> None:
-        plan = self.plan
-        assert plan is not None
+            return
         fields = b"content-type: application/json\r\ncache-control: no-store\r\n" + self._cors
-        self._answer(200, fields, key_info(plan.key, self._informs, clock.wall()))
+        self._answer(200, fields, key_info(plan.key, accounts, now))
 
     def _answer(self, status: int, fields: bytes, body: bytes = b"") -> None:
         """Answer from here; `fields` are header lines, each with CRLF."""
@@ -235,15 +225,17 @@ class Exchange:
             if plan.operation:
                 settings = plan.pool.settings
                 self._body, message, self.model, self.streams, self._injected = read_json(
-                    body, plan.asks_usage, plan.strict, settings.model, settings.model_aliases
+                    body, plan.asks_usage, plan.exact, settings.model, settings.model_aliases
                 )
+                if plan.key.rules:
+                    refuse_unmeterable(plan.operation, message)
                 if len(body) > KEEP_PROMPT:
                     self._prompt = prompt_tokens(message)
             else:
                 # Known by no operation, but the key (or route) is limited to models.
                 kind = self.request.get(b"content-type") or b""
                 if kind.startswith(b"multipart/form-data"):
-                    self.model = form_model(body)
+                    self.model = form_model(body, kind)
                     self._body = body
                 else:
                     self._body, _, self.model, _, _ = read_json(body, False, True)
@@ -284,7 +276,7 @@ class Exchange:
             self._accounts = accounts
             if accounts:
                 engine = self._engine
-                if engine.settlement.up and engine.ledger.stale(accounts, now):
+                if engine.ledger.stale(accounts, now) and engine.settlement.up:
                     engine.settlement.wait(self, accounts, now)
                     return
                 self._decide()
@@ -297,7 +289,7 @@ class Exchange:
             if self.phase == "admit":
                 self._decide()
             elif self.phase == "inform":
-                self._tell()
+                self._inform(asked=True)
             # else the client left meanwhile
         except Refusal as refusal:
             self._refuse(refusal)
@@ -316,6 +308,11 @@ class Exchange:
                 raise exceeded(full, clock.wall())
             engine.settlement.wake()
         self._acquire()
+
+    def fail(self) -> None:
+        """A fault of ours as the wait for the store was over."""
+        if self.phase != "finished":
+            self._refuse(Refusal("a fault of the gateway; its log has the reason"))
 
     # acquire and send
 
@@ -412,7 +409,7 @@ class Exchange:
             self.request_id,
         )
         closes = connection.closes_after_answer or not request.keep_alive
-        if ended and head.media != EVENT_STREAM and head.encoding not in COMPRESSED:
+        if ended and head.media != EVENT_STREAM and not head.encoding:
             # All of it at once, as most buffered answers come: no relay, no meter to set up.
             if plan.edit is not None and head.status == 200:
                 body = plan.edit(body)
@@ -420,15 +417,15 @@ class Exchange:
             self.bytes_out = len(body)
             self._upstream = None
             verdict = UNMETERED
-            if plan.metered and head.status < 400:
+            if plan.reads and head.status < 400:
                 verdict = read_answer(openai, body, plan.counts, plan.echoes, self._count_prompt)
             self._finish("upstream_error_event" if verdict.error else "ok", verdict)
             connection.done(not closes)
             return
         meter = self._meter = make_meter(plan, head, self._injected)
         write = connection.write
-        strips = self._injected and head.status < 400
-        if plan.edit is not None and head.status == 200 and head.encoding not in COMPRESSED:
+        strips = self._injected and head.status < 400 and not head.encoding
+        if plan.edit is not None and head.status == 200 and not head.encoding:
             relay: Relay = EditedRelay(write, request, head, plan.edit, closing=closes)
         else:
             relay = Relay(write, request, head, strips=strips, closing=closes)
@@ -479,6 +476,7 @@ class Exchange:
                 and upstream.reused
                 and not self._retried
                 and self.request.method in (b"GET", b"HEAD")
+                and not self._length
             ):
                 # A kept connection that died as it was used again (RFC 9110, 9.2.2).
                 self._retried = True
@@ -593,7 +591,10 @@ class Exchange:
         if self._upstream is not None:
             self._upstream.close()
             self._upstream = None
-        engine.recorder.record(self, self._connection, reason, verdict)
+        try:
+            engine.recorder.record(self, self._connection, reason, verdict)
+        except Exception:
+            log.exception("an exchange could not be recorded")
 
     def __repr__(self) -> str:
         return f"<Exchange {self.request_id.decode()} {self.phase}>"

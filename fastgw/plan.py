@@ -52,6 +52,9 @@ _DROPPED = HOP_BY_HOP | {
     b"via",
     b"x-real-ip",
     b"http2-settings",
+    b"x-http-method",
+    b"x-http-method-override",
+    b"x-method-override",
 }
 """Fields of the client that never reach a provider as they are."""
 
@@ -67,9 +70,10 @@ KEY_INFO = b"/key/info"
 class Plan:
     """See the module. `head` is the upstream head without x-request-id, framing and last CRLF.
 
-    `operation` is "" for paths whose bodies we do not know. `metered` says that usage is read and
-    debited, `buffered` that the body is read before it is sent on, `strict` that the model decides.
-    `informs`: no route, the key asks about itself.
+    `operation` is "" for paths whose bodies we do not know. `metered` says that budgets apply,
+    `reads` that the answer is looked at for usage, `counts` that it is counted where it tells none,
+    `buffered` that the body is read before it is sent on, `strict` that the model decides, `exact`
+    that the body is sent as we read it. `informs`: no route, the key asks about itself.
     """
 
     __slots__ = (
@@ -79,6 +83,7 @@ class Plan:
         "counts",
         "echoes",
         "edit",
+        "exact",
         "facts",
         "generation",
         "head",
@@ -88,6 +93,7 @@ class Plan:
         "operation",
         "path",
         "pool",
+        "reads",
         "records",
         "request_id",
         "route",
@@ -105,6 +111,8 @@ class Plan:
         self.operation = ""
         self.metered = False
         self.informs = False
+        self.reads = False
+        self.exact = False
         self.buffered = False
         self.strict = False
         self.counts = False  # an answer without usage is counted
@@ -114,7 +122,7 @@ class Plan:
         self.request_id = b""
         self.facts: Facts = Facts({}, _no_header, "", "")
         self.accounts: dict[str, tuple[Account, ...]] = {}
-        self.records: dict[tuple[str, str], tuple[ExchangeSeries, bytes]] = {}
+        self.records: dict[tuple[str, str, bool], tuple[ExchangeSeries, bytes]] = {}
 
     def allows_model(self, model: str) -> bool:
         """Whether key and route cover this model; "" is a request that names none."""
@@ -179,12 +187,18 @@ class Planner:
         plan.path = path.decode("ascii")
         writes = request.method in (b"POST", b"PUT", b"PATCH")
         if request.method == b"POST":
-            plan.operation = openai.OPERATIONS.get(target.below.lower(), "")
+            plan.operation = openai.operation(target.below)
         plan.metered = writes and route.budgets
         limited = bool(plan.key.allowed_models or route.models)
         plan.strict = writes and limited
+        plan.exact = plan.strict or any(
+            expression.kind == "model" for rule in plan.key.rules for expression in rule.per
+        )
         plan.buffered = (plan.metered and plan.operation != "") or plan.strict
         plan.counts = plan.operation != ""
+        plan.reads = plan.metered and (
+            plan.counts or not target.below.lower().startswith(openai.SHOWS_OLD_USAGE)
+        )
         plan.echoes = plan.operation == "responses"
         if limited and request.method == b"GET" and target.below.lower() == openai.MODELS:
             plan.edit = partial(only_models, plan.allows_model)
@@ -288,8 +302,10 @@ def _client_fields(
             and b"_" not in lower
         ):
             lines.append(b"%b: %b\r\n" % (name, value))
-    if read and not _NO_IDENTITY.search(accept_encoding):
-        accept_encoding = b"identity"
+    if read:
+        # Of what a client may insist on, gzip is what we can read.
+        insists = _NO_IDENTITY.search(accept_encoding) and b"gzip" in accept_encoding.lower()
+        accept_encoding = b"gzip" if insists else b"identity"
     if accept_encoding:
         lines.append(b"accept-encoding: %b\r\n" % accept_encoding)
     return b"".join(lines)

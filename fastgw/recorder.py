@@ -51,13 +51,15 @@ class Recorder:
         if plan is None:
             series = self._nowhere
         else:
-            models = (exchange.model, verdict.model)
+            served = exchange.sent > 0.0 and exchange.status < 400
+            models = (exchange.model, verdict.model, served)
             bound = plan.records.get(models)
             if bound is None:
                 if len(plan.records) >= _RECORDS_OF_A_PLAN:
                     plan.records.clear()
                 bound = plan.records[models] = (
-                    self._bind(plan, *models),
+                    # Whoever is refused may name any model: no series for each.
+                    self._bind(plan, *models[:2]) if served else self._bind(plan, "", ""),
                     self._facts(exchange, connection, verdict),
                 )
             series, facts = bound

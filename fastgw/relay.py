@@ -17,7 +17,7 @@ import orjson
 from fastgw.http1.body import LAST_CHUNK, chunk
 from fastgw.http1.serialize import status_line
 from fastgw.usage import openai
-from fastgw.usage.meter import NO_METER, JsonMeter, Meter, StreamMeter
+from fastgw.usage.meter import NO_METER, JsonMeter, Meter, OpaqueMeter, StreamMeter
 from fastgw.usage.payload import read_object
 
 if TYPE_CHECKING:
@@ -36,11 +36,13 @@ EVENT_STREAM = b"text/event-stream"
 
 def make_meter(plan: Plan, head: ResponseHead, strip: bool) -> Meter:
     """The meter for this answer. Errors of the provider cost nothing."""
-    if not plan.metered or head.status >= 400:
+    if not plan.reads or head.status >= 400:
         return NO_METER
     compressed = head.encoding in COMPRESSED
+    if head.encoding and not compressed:
+        return OpaqueMeter() if plan.counts else NO_METER
     if head.media == EVENT_STREAM:
-        return StreamMeter(openai, strip=strip, compressed=compressed)
+        return StreamMeter(openai, strip=strip, counts=plan.counts, compressed=compressed)
     return JsonMeter(openai, counts=plan.counts, echoes=plan.echoes, compressed=compressed)
 
 

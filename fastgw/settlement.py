@@ -8,6 +8,7 @@ sent again as it was: its sequence makes that harmless.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from typing import TYPE_CHECKING, Protocol
 
@@ -25,6 +26,8 @@ log = logging.getLogger(__name__)
 
 FIRST_RETRY = 0.05
 LAST_RETRY = 2.0
+MAX_ROUNDS = 16
+"""Settle calls that a waiter sees go by at most."""
 
 
 class Waiter(Protocol):
@@ -32,6 +35,9 @@ class Waiter(Protocol):
 
     def admit(self) -> None:
         """The accounts are known now, or the store is away: decide."""
+
+    def fail(self) -> None:
+        """A fault of ours: end in whatever way is left."""
 
 
 class Settlement:
@@ -46,9 +52,10 @@ class Settlement:
         self._pace = pace
         self._series = series
         self._wake = asyncio.Event()
-        self._waiting: list[tuple[Waiter, Sequence[Account], float]] = []
+        self._waiting: list[tuple[Waiter, Sequence[Account], float, int]] = []
         self._task: asyncio.Task[None] | None = None
         self._ending = False
+        self._end = asyncio.Event()
         self.up = True
         self.wake: Callable[[], None] = self._wake.set
         """Tell it that the ledger has debits. Cheap; may be called any number of times."""
@@ -59,7 +66,7 @@ class Settlement:
 
     def wait(self, waiter: Waiter, accounts: Sequence[Account], since: float) -> None:
         """Call `waiter.admit()` when every account is known as of `since` or the store is away."""
-        self._waiting.append((waiter, accounts, since))
+        self._waiting.append((waiter, accounts, since, 0))
         self._wake.set()
 
     async def _run(self) -> None:
@@ -86,10 +93,12 @@ class Settlement:
                 self._went_away(StoreUnavailable("unexpected failure"))
             else:
                 retry = FIRST_RETRY
-                self._ledger.settled(used, asked_at)
+                unusable = self._ledger.settled(used, asked_at)
                 took = clock.monotonic() - began
                 if self._series is not None:
                     self._series.settled(took, len(batch.debits))
+                if unusable:
+                    self._cannot_keep(unusable)
                 self._came_back()
                 self._release()
                 if self._pace > took and not self._waiting and not self._ending:
@@ -97,25 +106,40 @@ class Settlement:
                 continue
             self._release()
             if self._ending:
-                return
-            await asyncio.sleep(retry)
+                retry = FIRST_RETRY  # `close` says when to give up
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._end.wait(), retry)
             retry = min(retry * 2, LAST_RETRY)
+            if self._ending:
+                await asyncio.sleep(FIRST_RETRY)
 
     def _release(self) -> None:
         waiting, self._waiting = self._waiting, []
-        for waiter, accounts, since in waiting:
-            if self.up and self._ledger.stale(accounts, since):
-                self._waiting.append((waiter, accounts, since))
+        for waiter, accounts, since, rounds in waiting:
+            # A clock that was set back makes every answer look old: the rounds bound the wait.
+            if self._ledger.stale(accounts, since) and self.up and rounds < MAX_ROUNDS:
+                self._waiting.append((waiter, accounts, since, rounds + 1))
                 continue
             try:
                 waiter.admit()
             except Exception:
                 log.exception("settlement: an exchange failed as it was admitted")
+                waiter.fail()
 
     def _went_away(self, error: StoreUnavailable) -> None:
         if self.up:
             log.error("store away: %s; debits are kept and sent again", error)
         self.up = False
+        if self._series is not None:
+            self._series.failed()
+
+    def _cannot_keep(self, keys: list[str]) -> None:
+        log.error(
+            "the store cannot keep %d account(s), as %s: it holds something else under that name; "
+            "until that is removed this process counts them alone",
+            len(keys),
+            keys[0],
+        )
         if self._series is not None:
             self._series.failed()
 
@@ -127,6 +151,7 @@ class Settlement:
     async def close(self, within: float) -> bool:
         """Settle what is left, within so many seconds. Returns whether nothing is pending."""
         self._ending = True
+        self._end.set()
         self._wake.set()
         if self._task is not None:
             try:

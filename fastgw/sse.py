@@ -57,6 +57,13 @@ class EventFramer:
         self._last = rest[-3:]
         return block
 
+    def drop(self) -> int:
+        """Forget the unfinished event but for its last bytes; how many were forgotten."""
+        dropped = self.held - len(self._last)
+        self._pieces = [self._last]
+        self.held = len(self._last)
+        return dropped
+
     def rest(self) -> bytes:
         """The bytes of the unfinished event; servers often end without the last blank line."""
         return b"".join(self._pieces)

@@ -46,6 +46,9 @@ SQLITE_PACE = 0.02
 """Seconds between two SQLite commits at least: a commit costs 20 times a debit, and its thread
 takes the interpreter from the loop some ten times."""
 
+SETTLE_AT_END = 6.0
+"""Seconds that a stop goes on trying to settle what is pending."""
+
 FILES_OF_OUR_OWN = 100
 
 
@@ -57,6 +60,8 @@ class Worker:
         self.addresses: list[str] = []
         """Where the data port listens, after `start`."""
         self.admin_address = ""
+        self.unsettled = False
+        """After `stop`: debits were lost, since the store was away."""
         self._began = clock.wall()
         self._sweeper = Sweeper()
         self._connections = Connections()
@@ -172,7 +177,8 @@ class Worker:
         for pool in self._pools.values():
             pool.abort()
         if self._settlement is not None:
-            if not await self._settlement.close(max(2.0, self.config.store.timeout * 4)):
+            if not await self._settlement.close(SETTLE_AT_END):
+                self.unsettled = True
                 log.error(
                     "ended with %d accounts unsettled: the store is away", self._ledger.pending
                 )

@@ -146,7 +146,13 @@ def test_no_file_is_too_long() -> None:
 
 def test_tests_mirror_modules() -> None:
     """A test file is named after the module it tests, in the same place."""
-    free = {"test_structure.py", "test_docs.py", "test_recorded.py", "test_contract.py"}
+    free = {
+        "test_structure.py",
+        "test_docs.py",
+        "test_recorded.py",
+        "test_contract.py",
+        "test_differential.py",
+    }
     for path in (ROOT / "tests").rglob("test_*.py"):
         place = path.relative_to(ROOT / "tests")
         if place.name in free or place.parts[0] in ("e2e", "adversity", "bench"):

@@ -150,6 +150,15 @@ def _upstreams(draft: Draft, problems: Problems) -> None:
     if any(entry.good("name") is None for entry in entries):
         return
     names = [entry.good("name") for entry in entries]
+    for entry in entries:
+        headers = entry.good("headers")
+        if entry.good("api_key") and isinstance(headers, dict):
+            for name in headers:
+                if name.lower() == "authorization":
+                    problems.add(
+                        entry.at("headers", name),
+                        "api_key is sent as Authorization already; leave one of the two out",
+                    )
     for route in draft.listed["routes"]:
         upstream = route.good("upstream")
         if upstream is not None and upstream not in names:

@@ -132,7 +132,9 @@ class Store:
         ("local", "closed", "open"),
     )
     prefix: str = setting("fastgw", "first part of every key in Redis")
-    timeout: float = setting(0.5, "hard deadline of one call to the store", "duration")
+    timeout: float = setting(
+        0.5, "hard deadline of one call to the store; SQLite: 5 s at least", "duration"
+    )
     max_staleness: float = setting(
         0.1, "an account known for longer than this is asked for again", "duration", least=0
     )

@@ -402,7 +402,7 @@ class DownstreamConnection(asyncio.Protocol):
         server = self._server
         end = data.find(b"\r\n\r\n", max(0, len(data) - fresh) if fresh else 0) + 4
         if end == 3:
-            self._check_partial_head(data)
+            self._check_partial_head(data, fresh)
             if self._state in ("idle", "opening", "head"):
                 if self._state != "head":
                     self._state = "head"
@@ -422,14 +422,16 @@ class DownstreamConnection(asyncio.Protocol):
         memo.remember(raw, head)
         return self._begin(head, length, data, end)
 
-    def _check_partial_head(self, data: bytes) -> None:
+    def _check_partial_head(self, data: bytes, fresh: int) -> None:
         """Refuse early what can never become a request: it may wait for an answer for ever."""
+        # Of a head that comes in many reads only what is new is looked at, from the byte before.
+        new = data[-fresh:].removeprefix(b"\n") if fresh else data
         server = self._server
         if len(data) > server.max_head:
             self._refuse(HeadTooLarge(f"the head is larger than {server.max_head} bytes"))
         elif not 0x41 <= data[0] <= 0x5A and data != b"\r":
             self._refuse(BadRequest("not an HTTP/1.1 request; TLS and HTTP/2 are not spoken here"))
-        elif data.count(b"\n") != data.count(b"\r\n"):
+        elif new.count(b"\n") != new.count(b"\r\n"):
             self._refuse(BadRequest("a line ends in a bare LF; lines end in CRLF (RFC 9112, 2.2)"))
         elif b"\r\n" in data and b" HTTP/" not in data[: data.find(b"\r\n")]:
             self._refuse(BadRequest("the request line names no version; HTTP/0.9 is not spoken"))

@@ -64,7 +64,17 @@ class Limit:
 class Count:
     """An account in one window."""
 
-    __slots__ = ("asked", "expires_at", "key", "known_at", "pending", "queued", "sent", "used")
+    __slots__ = (
+        "__weakref__",
+        "asked",
+        "expires_at",
+        "key",
+        "known_at",
+        "pending",
+        "queued",
+        "sent",
+        "used",
+    )
 
     def __init__(self, key: str, expires_at: int) -> None:
         self.key = key
@@ -88,11 +98,20 @@ class Count:
 class Account:
     """One limit for one value of its `per`. `count` is the count of the current window."""
 
-    __slots__ = ("__weakref__", "count", "end", "limit", "start", "values", "warned_at")
+    __slots__ = ("__weakref__", "_counts", "count", "end", "limit", "start", "values", "warned_at")
 
-    def __init__(self, limit: Limit, values: tuple[str, ...], now: float) -> None:
+    def __init__(
+        self,
+        limit: Limit,
+        values: tuple[str, ...],
+        now: float,
+        counts: WeakValueDictionary[str, Count] | None = None,
+    ) -> None:
+        """`counts`: those that live, by key. An account that was forgotten and is made again finds
+        the count that still waits for the store: one key never has two."""
         self.limit = limit
         self.values = values
+        self._counts = WeakValueDictionary() if counts is None else counts
         self.warned_at = 0
         self.roll(now)
 
@@ -101,7 +120,11 @@ class Account:
         limit = self.limit
         self.start, self.end = limit.window.bounds(now)
         name = AccountName(limit.name, limit.unit, limit.window.name, self.start, self.values)
-        self.count = Count(account_key(name), self.end + GRACE)
+        key = account_key(name)
+        count = self._counts.get(key)
+        if count is None:
+            count = self._counts[key] = Count(key, self.end + GRACE)
+        self.count = count
 
     @property
     def remaining(self) -> int:
@@ -121,6 +144,7 @@ class Ledger:
         self._accounts: WeakValueDictionary[tuple[str, tuple[str, ...]], Account] = (
             WeakValueDictionary()
         )
+        self._counts: WeakValueDictionary[str, Count] = WeakValueDictionary()
         self._kept: dict[Account, None] = {}
         self._queue: list[Count] = []
         self._in_flight: tuple[Batch, list[Count]] | None = None
@@ -130,7 +154,7 @@ class Ledger:
         name = (limit.name, values)
         account = self._accounts.get(name)
         if account is None or account.limit is not limit:
-            account = Account(limit, values, now)
+            account = Account(limit, values, now, self._counts)
             self._accounts[name] = account
             self._keep(account)
         return account
@@ -158,7 +182,7 @@ class Ledger:
         """
         found = False
         for account in accounts:
-            if now >= account.end:
+            if not account.start <= now < account.end:
                 account.roll(now)
             count = account.count
             if now - count.known_at > self._max_staleness:
@@ -242,17 +266,23 @@ class Ledger:
         self._in_flight = (batch, counts)
         return batch
 
-    def settled(self, used: list[int], asked_at: float) -> None:
+    def settled(self, used: list[int], asked_at: float) -> list[str]:
         """The store applied the batch under way; `used` is its answer, line by line.
 
-        `asked_at` is when the batch left: the answer is at least as young.
+        `asked_at` is when the batch left: the answer is at least as young. Returns the keys of the
+        accounts that the store cannot keep (a negative answer): this worker alone counts them.
         """
+        unusable: list[str] = []
         if self._in_flight is None:
-            return
+            return unusable
         _, counts = self._in_flight
         self._in_flight = None
         for count, value in zip(counts, used, strict=True):
+            if value < 0:
+                unusable.append(count.key)
+                value = count.used + count.sent
             count.used = value
             count.sent = 0
             count.asked = False
             count.known_at = asked_at
+        return unusable

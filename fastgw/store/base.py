@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from fastgw.model import Batch
 
 
+UNUSABLE = -1
+
+
 class Store(Protocol):
     """Four verbs. Every one raises StoreUnavailable, with nothing secret in its text."""
 
@@ -27,7 +30,9 @@ class Store(Protocol):
 
         All lines are applied or, on StoreUnavailable, possibly all: the same batch may be sent
         again and is then applied once. An amount of 0 reads and creates nothing; a negative one
-        corrects, never below 0. Returns or raises within the store's hard deadline.
+        corrects, never below 0. A line whose account cannot hold a count (a key of another type) is
+        left out, its answer is UNUSABLE; the others are applied. Returns or raises within the
+        store's hard deadline.
         """
 
     async def accounts(self) -> dict[str, int]:

@@ -22,6 +22,7 @@ from redis.backoff import NoBackoff
 from redis.exceptions import NoScriptError, RedisError
 
 from fastgw.errors import StoreUnavailable
+from fastgw.store.base import UNUSABLE
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable
@@ -69,7 +70,7 @@ class RedisStore:
             arguments += (amount, expires_at)
         used = await self._guard(self._evaluate(keys, arguments), self._timeout)
         try:
-            return [int(value) for value in used]
+            return [UNUSABLE if value == "error" else int(value) for value in used]
         except (TypeError, ValueError):
             await self._pool.disconnect()
             raise StoreUnavailable("Redis: settle answered something else") from None
@@ -117,8 +118,9 @@ class RedisStore:
             pipe = reader.pipeline(transaction=False)
             for name in part:
                 pipe.hget(name, "used")
-            for name, value in zip(part, await pipe.execute(), strict=True):
-                if value is not None:
+            values = await pipe.execute(raise_on_error=False)
+            for name, value in zip(part, values, strict=True):
+                if isinstance(value, str):  # else gone meanwhile, or no count: settle tells
                     found[name.removeprefix(self._prefix)] = int(value)
         return found
 

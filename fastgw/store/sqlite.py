@@ -94,7 +94,7 @@ class SqliteStore:
     def _guard(self, work: Callable[[], _T]) -> _T:
         try:
             return work()
-        except sqlite3.Error as error:
+        except (sqlite3.Error, OverflowError) as error:
             raise StoreUnavailable(f"SQLite ({os.path.basename(self._path)}): {error}") from None
 
     # on the thread
@@ -129,7 +129,9 @@ class SqliteStore:
         assert db is not None
         now = int(clock.wall())
         used = []
-        db.execute("BEGIN IMMEDIATE")
+        # Only to read, no lock is asked for: another process that writes keeps nobody waiting.
+        writes = any(amount for _, amount, _ in batch.debits)
+        db.execute("BEGIN IMMEDIATE" if writes else "BEGIN")
         try:
             for account, amount, expires_at in batch.debits:
                 if amount:
@@ -138,11 +140,11 @@ class SqliteStore:
                         db.execute(_WRITE, (account, amount, expires_at))
                 row = db.execute(_READ, (account,)).fetchone()
                 used.append(row[0] if row is not None and row[1] > now else 0)
-            self._batches += 1
-            if self._batches % _PURGE_EVERY == 1:
+            self._batches += writes
+            if writes and self._batches % _PURGE_EVERY == 1:
                 self._purge(db, now)
             db.execute("COMMIT")
-        except sqlite3.Error:
+        except BaseException:
             if db.in_transaction:
                 db.execute("ROLLBACK")
             raise

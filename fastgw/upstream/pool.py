@@ -122,7 +122,9 @@ class Pool:
 
     def _hand_over(self, ticket: Ticket, connection: UpstreamConnection) -> None:
         if not connection.open:
-            ticket.fail("refused")
+            if not ticket.done:
+                self._waiting.appendleft(ticket)  # it died meanwhile: the next one, or a new one
+            self._serve_next()
         elif ticket.done:
             self.release(connection, 0)
         else:
@@ -156,7 +158,7 @@ class Pool:
                 )
         except TimeoutError:
             reason = "timeout"
-        except (OSError, ssl.SSLError) as error:
+        except Exception as error:  # a name that cannot be encoded raises UnicodeError
             reason = "refused"
             log.warning("upstream %s: cannot connect: %s", self.settings.name, error)
         finally:

@@ -38,6 +38,10 @@ class ByteCounter:
         """Take the next piece of text."""
         self._bytes += len(text) if text.isascii() else len(text.encode("utf-8", "surrogatepass"))
 
+    def add_bytes(self, number: int) -> None:
+        """Take text of so many bytes that is not there any more."""
+        self._bytes += number
+
     def total(self) -> int:
         """Tokens of all pieces so far."""
         return -(-self._bytes // BYTES_PER_TOKEN)

@@ -40,6 +40,9 @@ KEEP_BYTES = 32 * 1024
 HELD_EVENT = 64 * 1024
 """An unfinished event larger than this is not the extra usage event: it is passed on at once."""
 
+MAX_EVENT = 16 * 1024 * 1024
+"""An unfinished event larger than this is not kept: its bytes count as text."""
+
 PARSE_WHOLE = 64 * 1024
 """A buffered answer up to this size is parsed whole; of a larger one the end is searched."""
 
@@ -97,6 +100,7 @@ class StreamMeter:
         "_at_report",
         "_blocks",
         "_counter",
+        "_counts",
         "_covered",
         "_dialect",
         "_first",
@@ -109,8 +113,17 @@ class StreamMeter:
         "_usage",
     )
 
-    def __init__(self, dialect: Dialect, *, strip: bool = False, compressed: bool = False) -> None:
+    def __init__(
+        self,
+        dialect: Dialect,
+        *,
+        strip: bool = False,
+        counts: bool = True,
+        compressed: bool = False,
+    ) -> None:
+        """`counts`: a stream without usage is counted. `compressed`: by gzip or deflate."""
         self._dialect = dialect
+        self._counts = counts
         self._framer = EventFramer()
         self._strip = strip and not compressed
         self._inflater = Inflater() if compressed else None
@@ -129,7 +142,11 @@ class StreamMeter:
         plain = data if self._inflater is None else self._inflater.feed(data)
         block = self._framer.feed(plain)
         if not block:
-            return self._hold(data) if self._strip else data
+            out = self._hold(data) if self._strip else data
+            if self._framer.held > MAX_EVENT:
+                self._counter.add_bytes(self._framer.drop())
+                self._passed = self._framer.held if self._strip else 0
+            return out
         self._last = block
         if not self._first:
             self._first = block
@@ -234,13 +251,15 @@ class StreamMeter:
                 self._read_usage(rest)
         model, error = self._ends()
         usage = self._dialect.normal_form(self._usage) if self._usage else None
-        if usage is not None and complete:
+        if usage is not None and complete and usage.output_tokens:
             return Metered(usage, model, error)
+        if usage is None and not self._counts:
+            return Metered(NO_USAGE, model, error)
         self._fold()
         counted = self._counter.total()
         if usage is None:
             return Metered(Usage(prompt(), counted, source="counted"), model, error)
-        since = counted - self._at_report if usage.output_tokens else counted
+        since = counted - self._at_report if usage.output_tokens or complete else counted
         if since:
             # Cut after an interim usage: what came since is counted.
             usage = Usage(
@@ -344,7 +363,7 @@ class JsonMeter:
         if not self._head and (complete or read_object(body) is not None):
             # All of it; or all but the end of the message.
             return read_answer(self._dialect, body, self._counts, self._echoes, prompt)
-        if complete:
+        if complete and not self._echoes:
             found = _search_tail(self._dialect, body, self._head)
             if found is not None:
                 return found
@@ -415,6 +434,25 @@ class NoMeter:
     def finish(self, complete: bool, prompt: Callable[[], int]) -> Metered:
         """Nothing to pay."""
         return UNMETERED
+
+
+class OpaqueMeter(NoMeter):
+    """Watches an answer in a coding that cannot be read: four of its bytes count as a token."""
+
+    __slots__ = ("_size",)
+
+    def __init__(self) -> None:
+        self._size = 0
+
+    def feed(self, data: bytes) -> bytes:
+        """Everything goes to the client as it is."""
+        self._size += len(data)
+        return data
+
+    def finish(self, complete: bool, prompt: Callable[[], int]) -> Metered:
+        """The prompt and the bytes, counted."""
+        made = -(-self._size // BYTES_PER_TOKEN)
+        return Metered(Usage(prompt(), made, source="counted"), "", False)
 
 
 NO_METER = NoMeter()

@@ -13,6 +13,7 @@ from __future__ import annotations
 from typing import Any
 
 from fastgw.model import Usage
+from fastgw.usage.payload import printable
 
 OPERATIONS = {
     "/chat/completions": "chat",
@@ -22,13 +23,44 @@ OPERATIONS = {
 }
 """Path below the base URL -> operation: the values of gen_ai_operation_name."""
 
+
+def operation(below: str) -> str:
+    """The operation of a path below the base URL, "" for one that we do not know. Providers that
+    put more before it (`/deployments/NAME/chat/completions`) are known by its end."""
+    path = below.lower()
+    if path in OPERATIONS:
+        return OPERATIONS[path]
+    for end, name in OPERATIONS.items():
+        if path.endswith(end):
+            return name
+    return ""
+
+
 MODELS = "/models"
 """Path below the base URL of the list of models."""
 
 TAKES_STREAM_OPTIONS = frozenset({"chat", "text_completion"})
 """Operations with `stream_options.include_usage`; responses rejects it and reports by itself."""
 
+MAX_COUNT = 10**12
+"""Tokens of one answer that may be believed: a number that no store could add up is no count."""
+
 _TEXT_MEMBERS = frozenset({"content", "reasoning_content", "reasoning", "refusal"})
+SHOWS_OLD_USAGE = ("/responses/", "/chat/completions/", "/conversations/", "/batches/")
+"""Paths below which an answer may repeat the usage of a request that was charged already."""
+
+_REPORTING_TYPES = frozenset(
+    {
+        "message",
+        "message_delta",
+        "transcript.text.done",
+        "image_generation.completed",
+        "image_edit.completed",
+        "speech.audio.done",
+    }
+)
+"""Types whose `usage` at the top counts: Anthropic's messages, OpenAI's audio and images."""
+
 _FINAL_RESPONSE_EVENTS = frozenset(
     {"response.completed", "response.incomplete", "response.failed", "response.cancelled"}
 )
@@ -45,7 +77,11 @@ def usage_object(message: dict[str, Any]) -> dict[str, Any] | None:
             response = message.get("response")
             usage = response.get("usage") if isinstance(response, dict) else None
             return usage if isinstance(usage, dict) else None
-        if "." in kind or message.get("object") is None:
+        if kind == "message_start":
+            message = message.get("message") or {}
+            if not isinstance(message, dict):
+                return None
+        elif kind not in _REPORTING_TYPES and ("." in kind or message.get("object") is None):
             return None
     usage = message.get("usage")
     if not isinstance(usage, dict):
@@ -63,15 +99,29 @@ def normal_form(usage: dict[str, Any]) -> Usage | None:
         given = get("input_tokens")
         made = get("output_tokens")
     total = get("total_tokens")
-    if type(given) is not int or type(made) is not int or type(total) is not int:
+    if (
+        type(given) is not int
+        or type(made) is not int
+        or type(total) is not int
+        or not 0 <= given <= MAX_COUNT
+        or not 0 <= made <= MAX_COUNT
+        or not 0 <= total <= MAX_COUNT
+    ):
         # Something is missing, null or no integer: rare, so looked at apart.
+        said = [value for value in (given, made, total) if value is not None]
         given, made, total = _number(given), _number(made), _number(total)
+        if len(said) != sum(value is not None for value in (given, made, total)):
+            return None  # a count that is none: nothing beside it is believed either
         if given is None and made is None and total is None:
             return None
         if given is None:
             given = max(0, (total or 0) - (made or 0))
             total = None
         made = made or 0
+    read, created = get("cache_read_input_tokens"), get("cache_creation_input_tokens")
+    if read or created:  # Anthropic's, which stand beside input_tokens
+        read, created = _number(read) or 0, _number(created) or 0
+        given += read + created
     if total is not None and total > given + made:
         made = total - given  # reasoning that completion_tokens leaves out
     inputs = get("prompt_tokens_details") or get("input_tokens_details")
@@ -88,8 +138,8 @@ def normal_form(usage: dict[str, Any]) -> Usage | None:
     return Usage(
         max(0, given),
         max(0, made),
-        _number(cached) or 0 if cached else 0,
-        _number(written) or 0 if written else 0,
+        _number(cached) or 0 if cached else read or 0,
+        _number(written) or 0 if written else created or 0,
         _number(reasoning) or 0 if reasoning else 0,
         "reported",
     )
@@ -135,7 +185,7 @@ def model(message: dict[str, Any]) -> str:
     if name is None:
         response = message.get("response")
         name = response.get("model") if isinstance(response, dict) else None
-    return name if isinstance(name, str) else ""
+    return printable(name) if isinstance(name, str) else ""
 
 
 def _choice_texts(choice: dict[str, Any], found: list[str]) -> None:
@@ -191,9 +241,9 @@ def _item_texts(item: dict[str, Any], found: list[str]) -> None:
 
 
 def _number(value: Any) -> int | None:
-    """A count, or None for what is none: bool, text, a fraction, NaN."""
+    """A count, or None for what is none: bool, text, a fraction, NaN, below 0, beyond reason."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
     if isinstance(value, float) and not value.is_integer():
         return None
-    return max(0, int(value))
+    return int(value) if 0 <= value <= MAX_COUNT else None

@@ -26,6 +26,11 @@ def read_object(data: bytes) -> dict[str, Any] | None:
     return value if isinstance(value, dict) else None
 
 
+def printable(text: str) -> str:
+    """The text without lone surrogates, which no log, store or header could carry."""
+    return text if text.isascii() else text.encode("utf-8", "replace").decode()
+
+
 def read_objects(pieces: Iterable[bytes]) -> Iterator[dict[str, Any]]:
     """The JSON objects among `pieces`; what is none is left out. Read as one array where all are
     sound, which is half the cost."""

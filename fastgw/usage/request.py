@@ -13,15 +13,18 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from fastgw.errors import BadBody
-from fastgw.usage.payload import read_object
+from fastgw.errors import BadBody, NotMeterable
+from fastgw.usage.payload import printable, read_object
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-_FORM_MODEL = re.compile(
-    rb'content-disposition:[^\r\n]*;[ ]*name="?model"?[^\r\n]*\r\n'
-    rb"(?:[^\r\n]+\r\n)*\r\n([^\r\n]*)\r\n",
+_BOUNDARY = re.compile(
+    rb"multipart/form-data *; *boundary=(\"?)([0-9A-Za-z'()+_,./:=?-]{1,70})\1", re.IGNORECASE
+)
+_DISPOSITION = re.compile(
+    rb'content-disposition: form-data; name="([^"\\\r\n]*)"'
+    rb'(?:; filename="[^"\r\n]*")?(?:; filename\*=[^;"\r\n]*)?',
     re.IGNORECASE,
 )
 _ASK = b'"stream_options":{"include_usage":true},'
@@ -50,17 +53,16 @@ def read_json(
     asked = message.get("model")
     if asked is not None and not isinstance(asked, str):
         raise BadBody("'model' must be a string")
-    name = asked or ""
+    name = printable(asked or "")
     stream = message.get("stream") is True
-    rewrite = strict
-    if strict:
+    target = model or (aliases.get(name, "") if aliases else "")
+    rewrite = strict or bool(target)
+    if rewrite:
         for member in message:
             if member != "model" and member.casefold() == "model":
                 raise BadBody(f"{member!r} is ambiguous: the member is called 'model'")
-    target = model or (aliases.get(name, "") if aliases else "")
-    if target and target != name:
+    if target:
         message["model"] = target
-        rewrite = True
     injected = False
     if stream and ask_usage:
         options = message.get("stream_options")
@@ -82,7 +84,37 @@ def read_json(
     return body, message, name, stream, injected
 
 
-def form_model(body: bytes) -> str:
-    """The model that a multipart form names, "" if it names none or several."""
-    found = {match[1] for match in _FORM_MODEL.finditer(body)}
-    return found.pop().decode("utf-8", "replace") if len(found) == 1 else ""
+def refuse_unmeterable(operation: str, message: dict[str, Any]) -> None:
+    """Refuse under a budget what would be paid for where no budget sees it. Raises NotMeterable."""
+    if operation == "responses" and message.get("background") is True:
+        raise NotMeterable(
+            "'background' cannot be used under a budget: its usage comes with no answer of ours; "
+            "leave it out, or stream"
+        )
+
+
+def form_model(body: bytes, content_type: bytes) -> str:
+    """The model that a multipart form names, "" if it names none or several (RFC 7578).
+
+    Read by its boundary and only in the plain form that clients send; anything that another parser
+    could read as another field is refused. Raises BadBody.
+    """
+    match = _BOUNDARY.fullmatch(content_type)
+    if match is None:
+        raise BadBody("multipart/form-data without one plain boundary")
+    first, *parts = (b"\r\n" + body).split(b"\r\n--" + match[2])
+    if first or len(parts) < 2 or parts.pop().rstrip(b"\r\n") != b"--":
+        raise BadBody("the form does not begin and end with its boundary")
+    models = []
+    for part in parts:
+        head, blank, value = part.partition(b"\r\n\r\n")
+        lines = head.split(b"\r\n")
+        fields = [line for line in lines if line[:20].lower().startswith(b"content-disposition")]
+        disposition = _DISPOSITION.fullmatch(fields[0]) if len(fields) == 1 else None
+        if not blank or lines[0] or disposition is None:
+            raise BadBody(
+                "each part of the form needs one line 'Content-Disposition: form-data; name=\"…\"'"
+            )
+        if disposition[1].lower() == b"model":
+            models.append(value)
+    return models[0].decode("utf-8", "replace") if len(models) == 1 else ""

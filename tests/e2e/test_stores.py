@@ -194,5 +194,5 @@ def test_a_stop_with_the_store_away_says_what_is_owed(
     settled(gateway)
     redis_server.kill()
     assert chat(gateway, ALICE)[0] == 200
-    assert gateway.stop() == 0
+    assert gateway.stop() == 1
     assert "1 accounts unsettled" in gateway.log.read_text()

@@ -11,6 +11,7 @@ import redis
 from fastgw import clock
 from fastgw.errors import StoreUnavailable
 from fastgw.model import Batch, Debit
+from fastgw.store.base import UNUSABLE
 from fastgw.store.redis import RedisStore
 
 if TYPE_CHECKING:
@@ -134,14 +135,17 @@ def test_nobody_there_names_no_secret() -> None:
     asyncio.run(main())
 
 
-def test_an_account_of_another_type_is_an_error_not_a_loss(redis_server: RedisServer) -> None:
+def test_an_account_that_is_no_count_stops_no_other(redis_server: RedisServer) -> None:
     async def main() -> None:
         with redis.Redis.from_url(redis_server.url) as client:
             client.set("t:a:broken", "not a hash")
+            client.hset("t:a:full", "used", 2**63 - 2)
         store = RedisStore(redis_server.url, "t", 2.0)
-        with pytest.raises(StoreUnavailable):
-            await store.settle(batch(1, ("broken", 1)))
-        assert await store.settle(batch(2, ("fine", 1))) == [1]
+        lines = batch(1, ("broken", 1), ("full", 5), ("fine", 1), ("broken", 0))
+        for _ in range(2):
+            assert await store.settle(lines) == [UNUSABLE, UNUSABLE, 1, UNUSABLE]
+        # what could not be applied did not use up its sequence
+        assert await store.settle(batch(1, ("full", 1))) == [2**63 - 1]
         await store.close()
 
     asyncio.run(main())

@@ -1,0 +1,183 @@
+"""Do the tests see a check that is gone? Each mutant is a copy of the tree with one check removed.
+
+    python -m tests.adversity.mutations
+
+A copy without a change goes first and must pass: else a kill would say nothing. The copies
+live in a temporary directory; the tree itself is never touched. Prints a line per mutant with the
+test that killed it; exits with 1 if one survives (or if its text is not found any more).
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).resolve().parents[2]
+COPIED = ("fastgw", "tests", "bench", "pyproject.toml")
+REQUESTS = "tests/adversity/test_request_cases.py"
+RESPONSES = "tests/adversity/test_response_cases.py"
+PARSERS = "tests/http1"
+AT_ONCE = 2
+LIMIT = 300.0
+
+
+class Mutant(NamedTuple):
+    """One check less: `old` becomes `new` in `file`; `tests` must notice."""
+
+    check: str
+    file: str
+    old: str
+    new: str
+    tests: tuple[str, ...]
+
+
+CONTROL = Mutant("(nothing removed)", "__init__.py", "", "", (PARSERS, REQUESTS, RESPONSES))
+MUTANTS = [
+    Mutant(
+        "Host is required on 1.1",
+        "http1/request.py",
+        '        if request.minor == 1:\n            raise BadRequest("no Host',
+        '        if request.minor == 7:\n            raise BadRequest("no Host',
+        (PARSERS,),
+    ),
+    Mutant(
+        "Host and the target's authority agree",
+        "http1/request.py",
+        "if has_host and absolute[1].lower() != request.host:",
+        "if False:",
+        (PARSERS,),
+    ),
+    Mutant(
+        "a field that counts comes once",
+        "http1/request.py",
+        "            if lower in seen:",
+        "            if False:",
+        (PARSERS,),
+    ),
+    Mutant(
+        "no Transfer-Encoding on 1.0",
+        "http1/request.py",
+        "    if request.minor == 0:\n        raise",
+        "    if False:\n        raise",
+        (PARSERS,),
+    ),
+    Mutant(
+        "the memo takes only plain digits",
+        "http1/request.py",
+        "if not digits.isdigit() or len(digits) > 18:\n            return UNSIZED",
+        "if not digits.isalnum() or len(digits) > 18:\n            return UNSIZED",
+        (PARSERS,),
+    ),
+    Mutant(
+        "chunk data ends where its size says",
+        "http1/body.py",
+        "            if line:\n                raise BadChunk",
+        "            if False:\n                raise BadChunk",
+        (PARSERS,),
+    ),
+    Mutant(
+        "lines of a chunked body end in CRLF",
+        "http1/body.py",
+        'not line.endswith(b"\\r\\n")',
+        'not line.endswith(b"\\n")',
+        (PARSERS,),
+    ),
+    Mutant(
+        "no length beside chunked in an answer",
+        "http1/response.py",
+        'if length != UNTIL_CLOSE or value != b"chunked":',
+        'if value != b"chunked":',
+        (PARSERS,),
+    ),
+    Mutant(
+        "the end of a refused client's input",
+        "downstream/connection.py",
+        '            self._state = "lingering"\n',
+        '            self._state = "idle"\n',
+        (REQUESTS,),
+    ),
+    Mutant(
+        "no bytes after the end of an answer",
+        "upstream/connection.py",
+        "            if length < size and not head.bodyless:",
+        "            if False:",
+        (RESPONSES,),
+    ),
+]
+
+
+def _environment(tree: Path) -> dict[str, str]:
+    # The copy must come before whatever an editable install points to.
+    return os.environ | {"PYTHONPATH": str(tree), "PYTHONDONTWRITEBYTECODE": "1"}
+
+
+def verdict(mutant: Mutant) -> tuple[str, float, str]:
+    """killed, survived or stale; the seconds that it took; the test that failed."""
+    began = time.monotonic()
+    with tempfile.TemporaryDirectory() as folder:
+        tree = Path(folder) / "tree"
+        tree.mkdir()
+        for name in COPIED:
+            source = ROOT / name
+            if source.is_dir():
+                skip = shutil.ignore_patterns("__pycache__", ".*_cache")
+                shutil.copytree(source, tree / name, ignore=skip)
+            else:
+                shutil.copy(source, tree / name)
+        path = tree / "fastgw" / mutant.file
+        text = path.read_text()
+        if mutant.old:
+            if text.count(mutant.old) != 1:
+                return "stale", 0.0, ""
+            path.write_text(text.replace(mutant.old, mutant.new))
+        where = subprocess.run(
+            [sys.executable, "-c", "import fastgw; print(fastgw.__file__)"],
+            cwd=tree,
+            env=_environment(tree),
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        if not where.stdout.startswith(str(tree)):
+            return "stale", 0.0, ""  # the tests would run against another fastgw
+        command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider"]
+        run = subprocess.run(
+            [*command, *mutant.tests],
+            cwd=tree,
+            env=_environment(tree),
+            capture_output=True,
+            text=True,
+            timeout=LIMIT,
+            check=False,
+        )
+    # 1 = tests failed; anything else beside 0 is no verdict
+    named = {0: "survived", 1: "killed"}.get(run.returncode, f"error {run.returncode}")
+    failed = re.search(r"^(?:FAILED|ERROR) (\S+)", run.stdout, re.MULTILINE)
+    test = failed[1].rpartition("/")[2] if failed is not None else ""
+    return named, time.monotonic() - began, test
+
+
+def main() -> int:
+    """The command."""
+    width = max(len(mutant.check) for mutant in MUTANTS)
+    everything = [CONTROL, *MUTANTS]
+    failed = 0
+    with concurrent.futures.ThreadPoolExecutor(AT_ONCE) as pool:
+        verdicts = pool.map(verdict, everything)
+        for mutant, (result, took, test) in zip(everything, verdicts, strict=True):
+            sys.stdout.write(f"{mutant.check:{width}}  {result:8}  {took:5.1f} s  {test}\n")
+            sys.stdout.flush()
+            failed += result != ("survived" if mutant is CONTROL else "killed")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,191 @@
+"""Debits on their way: nothing lost, nothing twice, whatever the store does."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+from typing import TYPE_CHECKING
+
+import pytest
+
+from fastgw.errors import StoreUnavailable
+from fastgw.model import Batch, Debit, Usage
+from fastgw.policy.ledger import Account, Ledger, Limit
+from fastgw.policy.window import EpochWindow
+from fastgw.settlement import Settlement
+from fastgw.store.memory import MemoryStore
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+NOW = 4_000_000_000.0  # far ahead: the accounts of these tests do not lapse
+
+
+class Failing(MemoryStore):
+    """A real store in front of which things go wrong: one entry of `plan` per call."""
+
+    def __init__(self, *plan: str) -> None:
+        super().__init__()
+        self.plan = list(plan)
+        self.batches: list[Batch] = []
+        self.gate = asyncio.Event()
+        self.gate.set()
+
+    async def settle(self, batch: Batch) -> list[int]:
+        self.batches.append(batch)
+        await self.gate.wait()
+        fault = self.plan.pop(0) if self.plan else ""
+        if fault == "lost":
+            raise StoreUnavailable("lost on the way there")
+        used = await super().settle(batch)
+        if fault == "unanswered":
+            raise StoreUnavailable("lost on the way back")
+        if fault == "bug":
+            raise ValueError("malformed reply")
+        return used[1:] if fault == "short" else used
+
+
+class Waits:
+    """An exchange that waits; it may fail as it is admitted."""
+
+    def __init__(self, fails: bool = False) -> None:
+        self.admitted = 0
+        self.fails = fails
+        self.failed = False
+
+    def admit(self) -> None:
+        self.admitted += 1
+        if self.fails:
+            raise RuntimeError("an exchange with a bug")
+
+    def fail(self) -> None:
+        self.failed = True
+
+
+@pytest.fixture(autouse=True)
+def _short_retries(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fastgw.settlement.FIRST_RETRY", 0.001)
+    monkeypatch.setattr("fastgw.settlement.LAST_RETRY", 0.002)
+
+
+def account(ledger: Ledger, name: str = "alice") -> Account:
+    return ledger.account(Limit("daily", "tokens", 100, EpochWindow("day")), (name,), NOW)
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(10):
+        while not condition():  # noqa: ASYNC110 - what is waited for sets no event
+            await asyncio.sleep(0.001)
+
+
+async def _conserved(fault: str) -> None:
+    ledger, store = Ledger("w", math.inf), Failing(fault, fault, fault)
+    settlement = Settlement(ledger, store)
+    one = account(ledger)
+    settlement.start()
+    ledger.debit((one,), Usage(3, 4), NOW)
+    settlement.wake()
+    await until(lambda: not settlement.up)
+    ledger.debit((one,), Usage(10, 0), NOW)  # while it is away
+    assert one.count.spent == 17
+    await until(lambda: settlement.up and not ledger.has_work)
+    assert await settlement.close(10)
+    assert await store.accounts() == {one.count.key: 17}
+    assert one.count.spent == 17
+    # sent again as it was, so that its sequence makes it harmless
+    assert store.batches[0] == store.batches[1] == store.batches[2] == store.batches[3]
+
+
+@pytest.mark.parametrize("fault", ["lost", "unanswered", "bug", "short"])
+def test_whatever_fails_every_debit_arrives_once(
+    fault: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING):
+        asyncio.run(_conserved(fault))
+    away = [each for each in caplog.records if "store away" in each.message]
+    back = [each for each in caplog.records if "store back" in each.message]
+    assert (len(away), len(back)) == (1, 1)  # a line per change, not per attempt
+
+
+def test_one_batch_is_under_way_and_the_next_takes_all_that_piled_up() -> None:
+    async def run() -> None:
+        ledger, store = Ledger("w", math.inf), Failing()
+        settlement = Settlement(ledger, store)
+        one, two = account(ledger), account(ledger, "bob")
+        settlement.start()
+        store.gate.clear()
+        ledger.debit((one,), Usage(1, 0), NOW)
+        settlement.wake()
+        await until(lambda: len(store.batches) == 1)
+        for _ in range(50):
+            ledger.debit((one, two), Usage(1, 0), NOW)
+            settlement.wake()
+            await asyncio.sleep(0)
+        assert len(store.batches) == 1
+        store.gate.set()
+        assert await settlement.close(10)
+        assert [[line.amount for line in batch.debits] for batch in store.batches] == [
+            [1],
+            [50, 50],
+        ]
+
+    asyncio.run(run())
+
+
+def test_who_waits_decides_with_the_answer_of_the_store() -> None:
+    async def run() -> None:
+        ledger, store = Ledger("w", 0.1), Failing()
+        settlement = Settlement(ledger, store)
+        one = account(ledger)
+        await store.settle(Batch("other", 1, (Debit(one.count.key, 100, 2**40),)))
+        store.gate.clear()
+        settlement.start()
+        waiter = Waits()
+        since = NOW
+        assert ledger.stale((one,), since)
+        settlement.wait(waiter, (one,), since)
+        await until(lambda: len(store.batches) == 2)
+        assert waiter.admitted == 0
+        store.gate.set()
+        await until(lambda: waiter.admitted == 1)
+        assert ledger.refuses((one,)) is one
+        await settlement.close(10)
+        assert waiter.admitted == 1
+
+    asyncio.run(run())
+
+
+def test_nobody_waits_for_a_store_that_is_away_and_one_bug_harms_no_other() -> None:
+    async def run() -> None:
+        ledger, store = Ledger("w", 0.1), Failing("lost")
+        settlement = Settlement(ledger, store)
+        one = account(ledger)
+        settlement.start()
+        waiters = [Waits(), Waits(fails=True), Waits()]
+        assert ledger.stale((one,), NOW)
+        for waiter in waiters:
+            settlement.wait(waiter, (one,), NOW)
+        await until(lambda: all(each.admitted for each in waiters))
+        await until(lambda: settlement.up)  # the task outlived the bug
+        assert [each.admitted for each in waiters] == [1, 1, 1]
+        assert [each.failed for each in waiters] == [False, True, False]
+        assert await settlement.close(10)
+
+    asyncio.run(run())
+
+
+def test_close_says_whether_anything_is_left() -> None:
+    async def run(plan: list[str], frozen: bool, within: float = 10) -> bool:
+        ledger, store = Ledger("w", math.inf), Failing(*plan)
+        settlement = Settlement(ledger, store)
+        settlement.start()
+        ledger.debit((account(ledger),), Usage(1, 0), NOW)
+        if frozen:
+            store.gate.clear()
+        return await settlement.close(0.05 if frozen else within)
+
+    assert asyncio.run(run([], False))
+    assert asyncio.run(run(["lost"] * 3, False))  # it goes on trying
+    assert not asyncio.run(run(["lost"] * 100_000, False, 0.05))
+    assert not asyncio.run(run([], True))  # a store that hangs does not hold the end up

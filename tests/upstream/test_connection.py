@@ -1,0 +1,187 @@
+"""One response to one request, over real sockets; whatever else comes fails and closes."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from typing import TYPE_CHECKING
+
+import pytest
+
+from fastgw.config.tables import Upstream
+from fastgw.flow_control import Sweeper
+from fastgw.upstream.connection import UpstreamConnection
+from fastgw.upstream.pool import Pool
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from fastgw.http1.response import ResponseHead
+
+REQUEST = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
+
+
+class Record:
+    """An exchange that notes what it is told; `over` is set by an end or a failure."""
+
+    def __init__(self) -> None:
+        self.status = 0
+        self.body = b""
+        self.end = ""
+        self.over = asyncio.Event()
+        self.begun = asyncio.Event()
+
+    def on_response(self, head: ResponseHead, body: bytes, ended: bool) -> None:
+        assert not self.status, "a second answer"
+        self.status = head.status
+        self.begun.set()
+        self.on_response_body(body, None, ended)
+
+    def on_response_body(self, body: bytes, framed: bytes | None, ended: bool) -> None:
+        assert not self.end, "after the end"
+        self.body += body
+        if ended:
+            self.end = "ended"
+            self.over.set()
+
+    def on_upstream_failure(self, reason: str) -> None:
+        assert not self.end, "after the end"
+        self.end = reason
+        self.over.set()
+
+    def on_upstream_full(self) -> None: ...
+
+    def on_upstream_ready(self) -> None: ...
+
+
+class Provider(asyncio.Protocol):
+    """Answers what it is asked with pieces, one by one; None closes."""
+
+    def __init__(self, pieces: list[bytes | None]) -> None:
+        self.pieces = pieces
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self.transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        self._next(list(self.pieces))
+
+    def _next(self, pieces: list[bytes | None]) -> None:
+        if pieces:
+            piece = pieces.pop(0)
+            if piece is None:
+                self.transport.close()
+                return
+            self.transport.write(piece)
+            asyncio.get_running_loop().call_later(0.005, self._next, pieces)
+
+
+@contextlib.asynccontextmanager
+async def connected(*pieces: bytes | None) -> AsyncIterator[tuple[UpstreamConnection, Pool]]:
+    loop = asyncio.get_running_loop()
+    server = await loop.create_server(lambda: Provider(list(pieces)), "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    pool = Pool(Upstream(name="p", base_url=f"http://127.0.0.1:{port}"), Sweeper(), 65536)
+    _, connection = await loop.create_connection(
+        lambda: UpstreamConnection(pool, Sweeper()), "127.0.0.1", port
+    )
+    pool.adopt(connection)
+    assert pool.acquire(None) is connection  # type: ignore[arg-type]
+    try:
+        yield connection, pool
+    finally:
+        pool.abort()
+        server.close()
+        await asyncio.sleep(0.01)
+
+
+async def ask(*pieces: bytes | None, method: bytes = b"GET", whole: bool = True) -> Record:
+    """The record of one exchange; `record.end` has `+` after it if the connection was kept."""
+    async with connected(*pieces) as (connection, pool):
+        record = Record()
+        connection.send(record, method, REQUEST, whole)
+        async with asyncio.timeout(10):
+            await record.over.wait()
+        if pool.counts["idle"]:
+            record.end += "+"
+        return record
+
+
+OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n"
+CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    ("pieces", "body", "end"),
+    [
+        ([OK + b"ok"], b"ok", "ended+"),
+        ([OK, b"o", b"k"], b"ok", "ended+"),
+        ([OK[:9], OK[9:30], OK[30:] + b"ok"], b"ok", "ended+"),
+        ([CHUNKED + b"2\r\nok\r\n0\r\n\r\n"], b"ok", "ended+"),
+        ([CHUNKED, b"2\r\nok\r\n", b"0\r\n\r\n"], b"ok", "ended+"),
+        ([b"HTTP/1.1 103 Early Hints\r\n\r\n", OK + b"ok"], b"ok", "ended+"),
+        ([b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"], b"", "ended"),
+        ([b"HTTP/1.0 200 OK\r\nContent-Length: 2\r\n\r\nok"], b"ok", "ended"),
+        ([b"HTTP/1.1 200 OK\r\n\r\n", b"ok", None], b"ok", "ended"),  # until it closes
+        ([None], b"", "reset"),
+        ([OK[:20], None], b"", "broken"),
+        ([b"HTTP/1.1 103 x\r\n\r\n", None], b"", "broken"),
+        ([OK, b"o", None], b"o", "reset"),
+        ([CHUNKED + b"2\r\nok\r\n", None], b"ok", "reset"),
+        ([OK + b"okHTTP/1.1 200 OK\r\n\r\n"], b"", "malformed"),  # a second answer
+        ([OK, b"ok!"], b"", "malformed"),
+        ([CHUNKED + b"0\r\n\r\nHTTP/1.1"], b"", "malformed"),
+        ([CHUNKED, b"zz\r\n"], b"", "malformed"),
+        ([b"HTTP/1.1 101 Switching Protocols\r\n\r\n"], b"", "malformed"),
+        ([b"HTTP/1.1 103 x\r\n\r\n" * 9 + OK + b"ok"], b"", "malformed"),
+        ([b"SSH-2.0-x"], b"", "malformed"),
+        ([b"HTTP/1.1 200 OK\r\nX: " + b"a" * 70_000], b"", "malformed"),
+    ],
+)
+def test_answers(pieces: list[bytes | None], body: bytes, end: str) -> None:
+    record = asyncio.run(ask(*pieces))
+    assert (record.body, record.end) == (body, end)
+
+
+def test_an_answer_to_head_has_no_body_whatever_it_announces() -> None:
+    assert asyncio.run(ask(OK, method=b"HEAD")).end == "ended+"
+
+
+def test_a_connection_that_still_owes_the_upload_is_not_kept() -> None:
+    record = asyncio.run(ask(OK + b"ok", whole=False))
+    assert (record.status, record.body, record.end) == (200, b"ok", "ended")
+
+
+def test_silence_is_told_by_when_it_fell() -> None:
+    async def run(*pieces: bytes) -> str:
+        async with connected(*pieces) as (connection, _):
+            record = Record()
+            connection.send(record, b"GET", REQUEST, True)
+            settings = Upstream(name="p", base_url="http://a")
+            assert connection.patience == settings.first_byte_timeout
+            if pieces:
+                await record.begun.wait()
+                assert connection.patience == settings.idle_timeout
+                connection.pause()  # the client is slow, not the provider
+                assert connection.patience == 0.0
+                connection.resume()
+            connection.expired()
+            assert not connection.open
+            return record.end
+
+    assert asyncio.run(run()) == "timeout"
+    assert asyncio.run(run(OK)) == "stalled"
+
+
+def test_a_closed_connection_tells_its_exchange_nothing_more() -> None:
+    async def run() -> None:
+        async with connected(OK + b"ok") as (connection, pool):
+            record = Record()
+            connection.send(record, b"GET", REQUEST, True)
+            connection.close()
+            connection.close()
+            await asyncio.sleep(0.03)
+            assert (record.end, sum(pool.counts.values())) == ("", 0)
+
+    asyncio.run(run())

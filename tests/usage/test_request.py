@@ -1,0 +1,169 @@
+"""What a request body asks for, and that the provider is asked for the same."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fastgw.errors import BadBody, NotMeterable
+from fastgw.usage.request import form_model, read_json, refuse_unmeterable
+
+
+def readings(body: bytes) -> set[str]:
+    """The models that parsers of different habits see: first or last member wins, any case."""
+    seen: set[str] = set()
+
+    def keep(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        seen.clear()  # the outermost object comes last
+        seen.update(value for name, value in pairs if name.lower() == "model")
+        return dict(pairs)
+
+    json.loads(body, object_pairs_hook=keep)
+    return seen
+
+
+def test_a_body_that_needs_nothing_is_sent_as_it_came() -> None:
+    body = b' {"model" : "m", "stream": false, "n":1.10}\n'
+    assert read_json(body, True, False)[0] is body
+    asked = b'{"stream":true,"model":"m","stream_options":{"include_usage":true}}'
+    sent, _, model, stream, injected = read_json(asked, True, False)
+    assert (sent is asked, model, stream, injected) == (True, "m", True, False)
+
+
+@pytest.mark.parametrize(
+    "options", ["", ',"stream_options":{}', ',"stream_options":null',
+                ',"stream_options":{"include_usage":false}', ',"stream_options":7',
+                ',"stream_options":{"include_usage":"true"}'],
+)  # fmt: skip
+@pytest.mark.parametrize("strict", [False, True])
+def test_no_form_of_stream_options_escapes_the_meter(options: str, strict: bool) -> None:
+    body = ('{"model":"m","stream":true' + options + "}").encode()
+    sent, _, _, _, injected = read_json(body, True, strict)
+    assert injected
+    assert json.loads(sent)["stream_options"]["include_usage"] is True
+    assert sent.count(b"stream_options") == 1
+
+
+def test_other_stream_options_are_kept() -> None:
+    body = b'{"stream":true,"stream_options":{"include_obfuscation":false}}'
+    assert json.loads(read_json(body, True, False)[0])["stream_options"] == {
+        "include_obfuscation": False,
+        "include_usage": True,
+    }
+
+
+@pytest.mark.parametrize("stream", ["false", "null", '"true"', "1"])
+def test_usage_is_asked_for_of_streams_alone(stream: str) -> None:
+    body = b'{"model":"m","stream":%b}' % stream.encode()
+    assert read_json(body, True, False)[::4] == (body, False)
+    body = b'{"model":"m","stream":true}'
+    assert read_json(body, False, False)[::4] == (body, False)  # an operation that rejects it
+
+
+@pytest.mark.parametrize(
+    "body", [b"", b"[]", b"null", b'"a"', b'{"model":1}', b'{"model":["m"]}', b'{"a":}', b"{}{}"]
+)
+def test_no_object_or_no_name(body: bytes) -> None:
+    with pytest.raises(BadBody):
+        read_json(body, True, False)
+
+
+MEMBER = st.tuples(
+    st.sampled_from(["model", "Model", "MODEL", "n", "mode\\u006c"]),
+    st.sampled_from(['"cheap"', '"dear"', "1"]),
+)
+
+
+@given(st.lists(MEMBER, max_size=4), st.booleans())
+def test_the_model_we_judged_is_the_model_the_provider_sees(
+    members: list[tuple[str, str]], ask: bool
+) -> None:
+    text = ",".join(f'"{name}":{value}' for name, value in [*members, ("stream", "true")])
+    try:
+        sent, _, model, _, _ = read_json(b"{" + text.encode() + b"}", ask, True)
+    except BadBody:
+        return
+    assert readings(sent) == ({model} if model else set())
+
+
+@given(st.lists(MEMBER, max_size=4))
+def test_a_model_that_the_operator_replaces_is_the_only_one_sent(
+    members: list[tuple[str, str]],
+) -> None:
+    text = ",".join(f'"{name}":{value}' for name, value in members)
+    try:
+        sent = read_json(b"{" + text.encode() + b"}", False, False, "cheap")[0]
+    except BadBody:
+        return
+    assert readings(sent) == {"cheap"}
+
+
+def test_replacing() -> None:
+    aliases = {"fast": "gpt-small"}
+    sent, _, model, _, _ = read_json(b'{"model":"fast"}', False, False, "", aliases)
+    assert (json.loads(sent)["model"], model) == ("gpt-small", "fast")  # judged as it was asked for
+    sent, *_ = read_json(b'{"model":"fast"}', False, False, "fixed", aliases)
+    assert json.loads(sent)["model"] == "fixed"
+    assert read_json(b'{"model":"x"}', False, False, "", aliases)[0] == b'{"model":"x"}'
+    assert json.loads(read_json(b"{}", False, False, "fixed")[0]) == {"model": "fixed"}
+
+
+def test_a_value_that_json_cannot_carry_is_refused_where_it_must_be_rewritten() -> None:
+    body = b'{"model":"m","messages":[{"content":"\\ud83d"}]}'
+    assert read_json(body, True, False)[0] == body
+    with pytest.raises(BadBody):
+        read_json(body, True, True)
+
+
+def form(*parts: bytes) -> bytes:
+    return b"".join(b"--x\r\n%b\r\n" % part for part in parts) + b"--x--\r\n"
+
+
+def form_model_of(body: bytes) -> str:
+    return form_model(body, b"multipart/form-data; boundary=x")
+
+
+def test_the_model_of_a_form() -> None:
+    model = b'Content-Disposition: form-data; name="model"\r\n\r\nwhisper-1'
+    other = b'Content-Disposition: form-data; name="model"\r\n\r\nother'
+    file = b'Content-Disposition: form-data; name="file"; filename="a"\r\n\r\nRIFF'
+    assert form_model_of(form(file, model)) == "whisper-1"
+    assert form_model_of(form(model, other)) == ""  # not chosen between
+    assert form_model_of(form(file)) == ""
+    typed = b'content-disposition: form-data; name="model"\r\nContent-Type: text/plain\r\n\r\nm'
+    assert form_model_of(form(typed)) == "m"
+    decoy = (
+        b'Content-Disposition: form-data; name="prompt"\r\n\r\n'
+        b'Content-Disposition: form-data; name="model"\r\n\r\ncheap\r\n'
+    )
+    assert form_model_of(form(decoy, model)) == "whisper-1"
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        b'Content-Disposition: form-data;\tname="model"\r\n\r\ndear',
+        b"Content-Disposition: form-data; name=model\r\n\r\ndear",
+        b'Content-Disposition: form-data; name="x"; name="model"\r\n\r\ndear',
+        b'Content-Disposition: form-data; name="x"\r\n'
+        b'Content-Disposition: form-data; name="model"\r\n\r\ndear',
+        b"X: 1\r\n\r\ndear",
+        b'Content-Disposition : form-data; name="model"\r\n\r\ndear',
+        b'Content-Disposition: form-data; name="model"',
+    ],
+)
+def test_a_form_that_could_be_read_otherwise_is_refused(part: bytes) -> None:
+    model = b'Content-Disposition: form-data; name="model"\r\n\r\nwhisper-1'
+    with pytest.raises(BadBody):
+        form_model_of(form(part, model))
+
+
+def test_background_responses_are_refused_under_a_budget() -> None:
+    with pytest.raises(NotMeterable):
+        refuse_unmeterable("responses", {"background": True})
+    refuse_unmeterable("responses", {"background": False})
+    refuse_unmeterable("chat", {"background": True})

@@ -199,13 +199,22 @@ def check_upstream(world: World) -> list[Message]:
     return sent
 
 
+def _normal(escape: re.Match[bytes]) -> bytes:
+    """RFC 3986, 6.2.2: capital digits, and no escape of what needs none."""
+    byte = bytes.fromhex(escape[0][1:].decode())
+    return byte if re.match(rb"[A-Za-z0-9_~-]", byte) else escape[0].upper()
+
+
 def target_of(request: h11.Request) -> bytes:
     """The target that the provider must see."""
     target = request.target
     if target[:7].lower() == b"http://" or target[:8].lower() == b"https://":
-        target = b"/" + target.split(b"/", 3)[3]
-    path, mark, query = target.removeprefix(b"/openai").partition(b"?")
-    if path in (b"", b"/"):
+        target = b"/" + b"".join(target.split(b"/", 3)[3:])
+    path, mark, query = target.partition(b"?")
+    path = re.sub(rb"%[0-9A-Fa-f]{2}", _normal, path).removeprefix(b"/openai")
+    if path == b"/v1" or path.startswith(b"/v1/"):
+        path = path[3:]  # the base URL has it already
+    if path in (b"", b"/") and request.method == b"POST":
         path = b"/chat/completions"  # a POST to the route itself (policy/routing.py)
     return b"/v1" + path + mark + query
 

@@ -108,7 +108,9 @@ class Settlement:
             if self._ending:
                 retry = FIRST_RETRY  # `close` says when to give up
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._end.wait(), retry)
+                # not wait_for: in 3.11 it swallows a cancellation that meets the end of its wait
+                async with asyncio.timeout(retry):
+                    await self._end.wait()
             retry = min(retry * 2, LAST_RETRY)
             if self._ending:
                 await asyncio.sleep(FIRST_RETRY)
@@ -154,8 +156,8 @@ class Settlement:
         self._end.set()
         self._wake.set()
         if self._task is not None:
-            try:
-                await asyncio.wait_for(self._task, within)
-            except TimeoutError:
-                pass
+            await asyncio.wait({self._task}, timeout=within)
+            while not self._task.done():
+                self._task.cancel()
+                await asyncio.wait({self._task}, timeout=FIRST_RETRY)
         return not self._ledger.has_work

@@ -71,11 +71,9 @@ class Settlement:
 
     async def _run(self) -> None:
         retry = FIRST_RETRY
-        while True:
+        while not self._ending or self._ledger.pending:
             batch = self._ledger.take()
             if batch is None:
-                if self._ending:
-                    return
                 self._wake.clear()
                 await self._wake.wait()
                 continue
@@ -151,7 +149,7 @@ class Settlement:
         self.up = True
 
     async def close(self, within: float) -> bool:
-        """Settle what is left, within so many seconds. Returns whether nothing is pending."""
+        """Settle what is left, within so many seconds. Returns whether no debit is pending."""
         self._ending = True
         self._end.set()
         self._wake.set()
@@ -160,4 +158,4 @@ class Settlement:
             while not self._task.done():
                 self._task.cancel()
                 await asyncio.wait({self._task}, timeout=FIRST_RETRY)
-        return not self._ledger.has_work
+        return not self._ledger.pending

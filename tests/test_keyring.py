@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from typing import Any
 
+import orjson
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fastgw.config.tables import Auth, Key
+from fastgw.config.tables import Auth, Budget, Key
 from fastgw.errors import InvalidKey, MissingKey
 from fastgw.http1.request import RequestHead, read_request_head
-from fastgw.keyring import Keyring
+from fastgw.keyring import Keyring, VirtualKey, key_info
+from fastgw.model import Usage
+from fastgw.policy.admission import make_rules
+from fastgw.policy.ledger import Ledger
 
 NOW = 1_790_000_000.0
 EVERYWHERE = ("header:Authorization:Bearer", "header:x-api-key", "query:key", "cookie:session")
@@ -179,3 +184,37 @@ def test_a_wrong_key_in_the_query_never_travels_on(mode: str) -> None:
 def test_nothing_that_prints_holds_a_secret() -> None:
     held = ring()
     assert "sk-alice" not in repr(held.keys) + repr(held.__dict__)
+
+
+def test_a_key_carries_what_its_holder_may_do() -> None:
+    rules = make_rules(
+        [Budget(name="paid", match={"tier": "paid"}, limit=1), Budget(name="all", limit=1)]
+    )
+    one = VirtualKey(key(metadata={"tier": "free"}, allowed_models=("gpt-*",)), rules)
+    assert (one.metadata, one.allowed_models) == ({"tier": "free"}, ("gpt-*",))
+    assert [rule.limit.name for rule in one.rules] == ["all"]
+    assert one.timeless
+
+
+def test_permissive_takes_two_different_keys_for_none() -> None:
+    bob = Key(name="bob", digest=hashlib.sha256(b"sk-bob-123").digest())
+    two = head(b"Authorization: Bearer sk-alice-1", b"x-api-key: sk-bob-123")
+    assert who(ring(key(), bob, mode="permissive"), two) == ""
+    assert who(ring(mode="permissive"), head(b"x-api-key: sk-alice-1")) == "alice"
+
+
+def test_what_a_key_may_know_of_itself() -> None:
+    ledger = Ledger("w", math.inf)
+    (rule,) = make_rules([Budget(name="daily", per=("user_id",), limit=100)])
+    account = ledger.account(rule.limit, ("alice",), NOW)
+    ledger.debit((account,), Usage(30, 5), NOW)
+    told = orjson.loads(key_info(VirtualKey(key(expires_at=NOW + 60), ()), [account], NOW))
+    (budget,) = told.pop("budgets")
+    assert told == {"key": "alice", "expires_at": "2026-09-21T14:14:20.000Z", "allowed_models": []}
+    left = account.end - NOW
+    assert left <= budget.pop("reset_seconds") <= left + 1  # who waits so long does not come early
+    assert budget == {
+        "budget": "daily", "account": ["alice"], "unit": "tokens", "limit": 100, "used": 35,
+        "held": 0, "remaining": 65,
+    }  # fmt: skip
+    assert orjson.loads(key_info(VirtualKey(key(), ()), [], NOW))["expires_at"] is None

@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 
-from fastgw.config.tables import Auth, Budget, Config, Key, Route, Upstream
+from fastgw.config.tables import Auth, Budget, Config, Key, Metrics, Route, Upstream
 from fastgw.errors import (
     InvalidKey,
     MetadataMissing,
     MissingKey,
+    NotImplementedHere,
     RouteNotFound,
     UnsupportedEncoding,
 )
@@ -26,19 +27,21 @@ NOW = 1_790_000_000.0
 OURS = "sk-provider-secret"
 
 
-def planner(budgets: tuple[Budget, ...] = (), **key: Any) -> Planner:
+def planner(budgets: tuple[Budget, ...] = (), mode: str = "strict", **key: Any) -> Planner:
     upstream = Upstream(
         name="up", base_url="http://provider:9/v1", api_key=OURS, headers={"X-Org": "ours"}
     )
     alice = Key(name="alice", digest=hashlib.sha256(b"sk-alice-1").digest(), **key)
     config = Config(
-        auth=Auth(),
+        auth=Auth(mode=mode),
         keys=(alice,),
         upstreams=(upstream,),
         routes=(
             Route(path_prefix="/openai", upstream="up"),
             Route(path_prefix="/free", upstream="up", budgets=False),
+            Route(path_prefix="/small", upstream="up", models=("gpt-4o-mini", "o1*")),
         ),
+        metrics=Metrics(labels={"user": "user_id", "model": 'default(llm.model, "any")'}),
         budgets=budgets,
     )
     pools = {"up": Pool(upstream, Sweeper(), 65536)}
@@ -92,6 +95,23 @@ def test_an_answer_that_we_read_is_asked_for_uncompressed(accept: bytes, sent: b
     assert b"accept-encoding: " + sent + b"\r\n" in head
     free = plan(b"Accept-Encoding: br", line=b"POST /free/v1/chat/completions").head
     assert b"accept-encoding: br\r\n" in free
+
+
+@pytest.mark.parametrize("accept", [b"gzip", b"gzip, identity;q=0", b"br;q=1, *;q=0"])
+def test_a_list_of_models_that_is_filtered_is_asked_for_as_plain_text(accept: bytes) -> None:
+    """What cannot be read cannot be filtered: that is not the client's to choose."""
+    limited = planner(allowed_models=("gpt-4o",))
+    made = plan(b"Accept-Encoding: " + accept, line=b"GET /openai/v1/models", by=limited)
+    assert made.edit is not None
+    assert b"accept-encoding: identity\r\n" in made.head
+
+
+def test_a_list_of_models_that_is_filtered_is_asked_for_as_a_whole() -> None:
+    """A part of it (206; RFC 9110, 14.2) is no JSON to be filtered."""
+    limited = planner(allowed_models=("gpt-4o",))
+    made = plan(b"Range: bytes=0-", line=b"GET /openai/v1/models", by=limited)
+    assert b"range:" not in made.head.lower()
+    assert b"Range: bytes=0-" in plan(b"Range: bytes=0-", line=b"GET /openai/v1/files/1").head
 
 
 @pytest.mark.parametrize(
@@ -149,3 +169,78 @@ def test_accounts_and_missing_metadata() -> None:
 def test_a_request_id_is_taken_over_only_if_it_is_a_plain_word() -> None:
     assert plan(b"X-Request-Id: abc-1").request_id == b"abc-1"
     assert plan(b'X-Request-Id: a b"c').request_id == b""
+    assert plan(b"Request-Id: abc-2").request_id == b"abc-2"
+
+
+def test_key_and_route_must_both_cover_a_model() -> None:
+    by = planner(allowed_models=("gpt-*",))
+    made = plan(line=b"POST /small/chat/completions", by=by)
+    assert [made.allows_model(name) for name in ("gpt-4o-mini", "gpt-4o", "o1-mini", "")] == [
+        True, False, False, False,
+    ]  # fmt: skip
+    assert plan(line=b"POST /small/chat/completions").strict
+    assert not plan(line=b"POST /openai/chat/completions").strict
+    assert plan(line=b"GET /small/models").edit is not None
+    assert plan(line=b"GET /openai/models").edit is None
+
+
+@pytest.mark.parametrize(
+    ("line", "reads", "counts", "echoes"),
+    [
+        (b"POST /openai/v1/chat/completions", True, True, False),
+        (b"POST /openai/v1/responses", True, True, True),
+        (b"POST /openai/v1/images/generations", True, False, False),
+        (b"POST /openai/v1/responses/resp_1/cancel", False, False, False),  # charged already
+        (b"POST /openai/v1/Responses/resp_1/cancel", False, False, False),
+        (b"POST /free/v1/chat/completions", False, True, False),
+        (b"DELETE /openai/v1/files/1", False, False, False),
+    ],
+)
+def test_which_answers_are_looked_at_for_usage(
+    line: bytes, reads: bool, counts: bool, echoes: bool
+) -> None:
+    made = plan(line=line)
+    assert (made.reads, made.counts, made.echoes) == (reads, counts, echoes)
+
+
+def test_a_budget_by_model_has_the_body_sent_as_it_was_read() -> None:
+    by_model = Budget(name="m", per=("llm.model",), limit=5)
+    assert plan(by=planner((by_model,))).exact
+    assert not plan(by=planner((Budget(name="all", limit=5),))).exact
+
+
+def test_who_shows_no_key_is_under_the_budgets_that_ask_for_nothing() -> None:
+    """Never silently unlimited: one that counts by user refuses who has none."""
+    everyone = Budget(name="all", limit=5)
+    by = planner((everyone, Budget(name="p", match={"tier": "*"}, limit=5)), mode="optional")
+    made = plan(key=b"", by=by)
+    assert [each.limit.name for each in by.accounts(made, "m", NOW)] == ["all"]
+    by = planner((everyone, Budget(name="user", per=("user_id",), limit=5)), mode="optional")
+    with pytest.raises(MetadataMissing):
+        by.accounts(plan(key=b"", by=by), "m", NOW)
+    with pytest.raises(MissingKey):
+        plan(line=b"GET /key/info", key=b"", by=by)
+
+
+def test_what_a_key_is_told_leaves_out_accounts_that_depend_on_the_request() -> None:
+    budgets = (
+        Budget(name="user", per=("user_id",), limit=5),
+        Budget(name="model", per=("llm.model",), limit=5),
+    )
+    by = planner(budgets, metadata={"user_id": "alice"})
+    told = by.known_accounts(plan(line=b"GET /key/info", by=by), NOW)
+    assert [(each.limit.name, each.values) for each in told] == [("user", ("alice",))]
+
+
+def test_the_operators_labels() -> None:
+    by = planner(metadata={"user_id": "alice"})
+    assert by.labels(plan(by=by), "gpt-4o") == ("alice", "gpt-4o")
+    assert by.labels(plan(by=by), "") == ("alice", "any")
+    assert by.labels(None, "gpt-4o") == ("", "")
+    assert planner().labels(plan(), "m") == ("", "m")
+
+
+def test_a_query_stays_and_options_of_the_server_are_not_served() -> None:
+    assert plan(line=b"GET /openai/v1/files?a=%20b").head.startswith(b"GET /v1/files?a=%20b HTTP")
+    with pytest.raises(NotImplementedHere):
+        plan(line=b"OPTIONS *")

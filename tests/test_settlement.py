@@ -14,6 +14,7 @@ from fastgw.model import Batch, Debit, Usage
 from fastgw.policy.ledger import Account, Ledger, Limit
 from fastgw.policy.window import EpochWindow
 from fastgw.settlement import Settlement
+from fastgw.store.base import UNUSABLE
 from fastgw.store.memory import MemoryStore
 
 if TYPE_CHECKING:
@@ -171,6 +172,71 @@ def test_nobody_waits_for_a_store_that_is_away_and_one_bug_harms_no_other() -> N
         assert [each.admitted for each in waiters] == [1, 1, 1]
         assert [each.failed for each in waiters] == [False, True, False]
         assert await settlement.close(10)
+
+    asyncio.run(run())
+
+
+def test_a_store_that_stays_away_keeps_nobody_waiting() -> None:
+    async def run() -> None:
+        ledger, store = Ledger("w", 0.1), Failing(*["lost"] * 100_000)
+        settlement = Settlement(ledger, store)
+        one = account(ledger)
+        settlement.start()
+        for _ in range(3):
+            waiter = Waits()
+            ledger.stale((one,), NOW)
+            settlement.wait(waiter, (one,), NOW)
+            await until(lambda waiter=waiter: waiter.admitted == 1)  # type: ignore[misc]
+            assert not settlement.up
+        await settlement.close(0.05)
+
+    asyncio.run(run())
+
+
+def test_an_account_that_the_store_cannot_keep_is_told_of_and_harms_no_other(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    class Odd(MemoryStore):
+        async def settle(self, batch: Batch) -> list[int]:
+            used = await super().settle(batch)
+            names = [debit.account for debit in batch.debits]
+            return [
+                UNUSABLE if "odd" in name else value
+                for name, value in zip(names, used, strict=True)
+            ]
+
+    async def run() -> None:
+        ledger = Ledger("w", math.inf)
+        settlement = Settlement(ledger, Odd())
+        odd, even = account(ledger, "odd"), account(ledger, "even")
+        settlement.start()
+        for _ in range(2):
+            ledger.debit((odd, even), Usage(40, 0), NOW)
+            settlement.wake()
+            await until(lambda: not ledger.has_work)
+        assert settlement.up
+        assert [odd.count.spent, even.count.spent] == [80, 80]
+        assert await settlement.close(10)
+
+    asyncio.run(run())
+    assert "the store cannot keep 1 account(s)" in caplog.text
+    assert "odd" in caplog.text
+
+
+def test_a_store_whose_call_costs_much_is_called_at_its_pace() -> None:
+    async def run() -> None:
+        ledger, store = Ledger("w", math.inf), Failing()
+        settlement = Settlement(ledger, store, pace=1.0)
+        one = account(ledger)
+        settlement.start()
+        for _ in range(4):
+            ledger.debit((one,), Usage(1, 0), NOW)
+            settlement.wake()
+            for _ in range(5):
+                await asyncio.sleep(0)
+        assert len(store.batches) == 1  # alone it left at once; the others wait for the next call
+        assert await settlement.close(10)
+        assert [[line.amount for line in batch.debits] for batch in store.batches] == [[1], [3]]
 
     asyncio.run(run())
 

@@ -182,7 +182,7 @@ class DownstreamConnection(asyncio.Protocol):
         self._exchange: Exchange | None = None
         self._left = 0  # body bytes to come; UNSIZED while chunked
         self._body = 0  # body bytes so far
-        self._mark = 0  # body bytes when its present time began
+        self._mark = 0  # body bytes, or bytes that wait, when the present time began
         self._decoder: ChunkedDecoder | None = None
         self._expects = False
         self.bytes_in = 0
@@ -262,9 +262,12 @@ class DownstreamConnection(asyncio.Protocol):
     def patience(self) -> float:
         """Seconds that the present state may last; see flow_control."""
         state = self._state
-        if state == "answering":
-            self._unsent = self.transport.get_write_buffer_size()
-            return self._server.send_timeout if self._unsent else 0.0
+        if state in ("answering", "idle", "lingering"):
+            self._mark = self.transport.get_write_buffer_size()
+            if self._mark:
+                return self._server.send_timeout  # of this answer, or of the last one
+            if state == "answering":
+                return 0.0
         if state == "idle":
             return self._server.idle_timeout
         if state == "body":
@@ -275,10 +278,8 @@ class DownstreamConnection(asyncio.Protocol):
     def expired(self) -> None:
         """The present state lasted too long."""
         state = self._state
-        if state == "answering":
-            unsent = self.transport.get_write_buffer_size()
-            if not unsent or unsent < self._unsent:
-                self._unsent = unsent
+        if state in ("answering", "idle", "lingering"):
+            if self._mark and self.transport.get_write_buffer_size() < self._mark:
                 self.expires = 0.0  # it takes some: slow, not stuck
             else:
                 self.transport.abort()

@@ -32,6 +32,8 @@ def form(**usage: Any) -> tuple[int, int] | None:
         ({"prompt_tokens": 12, "completion_tokens": 3, "total_tokens": None}, (12, 3)),
         ({"prompt_tokens": 12.0, "completion_tokens": 3.0}, (12, 3)),
         ({"prompt_tokens": 12, "completion_tokens": 3, "total_tokens": 2}, (12, 3)),
+        ({"input_tokens": 12, "output_tokens": 3}, (12, 3)),
+        ({"completion_tokens": 3, "total_tokens": 2}, (0, 3)),
         ({"prompt_tokens": True, "completion_tokens": "3"}, None),
         ({"prompt_tokens": None}, None),
         ({}, None),
@@ -59,10 +61,37 @@ def test_cached_tokens_are_part_of_the_input(extra: dict[str, Any], cached: int)
     assert (found.input_tokens, found.output_tokens, found.cached_input_tokens) == (12, 3, cached)
 
 
+@pytest.mark.parametrize(
+    ("extra", "expected"),
+    [
+        ({"cache_read_input_tokens": 5, "cache_creation_input_tokens": 7}, (24, 3, 5, 7)),
+        ({"cache_read_input_tokens": 5}, (17, 3, 5, 0)),
+        ({"cache_read_input_tokens": 0, "cache_creation_input_tokens": 7}, (19, 3, 0, 7)),
+        ({"cache_read_input_tokens": None, "cache_creation_input_tokens": None}, (12, 3, 0, 0)),
+        ({"input_tokens_details": {"cached_tokens": 4, "cache_write_tokens": 2}}, (12, 3, 4, 2)),
+    ],
+)
+def test_anthropic_caches_stand_beside_the_input_and_openais_within(
+    extra: dict[str, Any], expected: tuple[int, int, int, int]
+) -> None:
+    assert (found := openai.normal_form({"input_tokens": 12, "output_tokens": 3} | extra))
+    assert found[:4] == expected
+
+
+@pytest.mark.parametrize("name", ["prompt_tokens", "completion_tokens", "total_tokens"])
+@pytest.mark.parametrize("value", [openai.MAX_COUNT + 1, -1, 1.5, "12", True, float("nan")])
+def test_beside_a_number_that_is_none_nothing_is_believed(name: str, value: Any) -> None:
+    assert form(**{**USAGE, name: value}) is None
+    assert form(**{**USAGE, name: openai.MAX_COUNT}) is not None
+
+
 def test_reasoning_is_part_of_the_output() -> None:
     found = openai.normal_form(USAGE | {"completion_tokens_details": {"reasoning_tokens": 2}})
     assert found is not None
     assert (found.output_tokens, found.reasoning_tokens, found.source) == (3, 2, "reported")
+    beside = openai.normal_form(USAGE | {"reasoning_tokens": 2})
+    assert beside is not None
+    assert (beside.output_tokens, beside.reasoning_tokens) == (3, 2)
 
 
 NUMBER = st.one_of(
@@ -103,6 +132,11 @@ def test_what_the_total_adds_is_output(given_: int, made: int, hidden: int) -> N
         ({"type": "response.completed", "response": {"usage": USAGE}}, True),
         ({"type": "response.incomplete", "response": {"usage": USAGE}}, True),
         ({"type": "response.failed", "response": {"usage": USAGE}}, True),
+        ({"type": "message_start", "message": {"usage": USAGE}}, True),  # Anthropic
+        ({"type": "message_start", "message": None, "usage": USAGE}, False),
+        ({"type": "message_start", "message": [USAGE]}, False),
+        ({"type": "message_delta", "delta": {}, "usage": USAGE}, True),
+        ({"type": "message", "content": [], "usage": USAGE}, True),
         ({"type": "response.created", "response": {"usage": None}}, False),
         ({"type": "response.completed", "response": None}, False),
         ({"object": "response", "usage": USAGE}, True),
@@ -143,11 +177,14 @@ def test_only_the_event_that_was_added_for_us_is_dropped(
         ({"choices": [{"message": {"content": "a", "reasoning_content": "b"}}]}, "ab"),
         ({"choices": [{"delta": {"content": [{"type": "text", "text": "a"}, "x"]}}]}, "a"),
         ({"choices": [{"delta": {"tool_calls": [{"function": {"arguments": "{}"}}]}}]}, "{}"),
+        ({"choices": [{"delta": {"tool_calls": None, "function_call": {"name": "a"}}}]}, "a"),
         ({"choices": [{"delta": {"refusal": "no", "content": None}}]}, "no"),
         ({"choices": [{"delta": None}, None, 5]}, ""),
         ({"type": "response.output_text.delta", "delta": "a", "obfuscation": "x"}, "a"),
         ({"type": "response.output_text.done", "text": "all of it again"}, ""),
         ({"type": "other.delta", "delta": "x"}, ""),
+        ({"object": "response", "output": [{"summary": [{"text": "a"}, {"text": 1}, "x"]}]}, "a"),
+        ({"object": "list", "output": [{"arguments": "x"}]}, ""),
         (
             {"object": "response", "output": [{"content": [{"text": "a"}]}, {"arguments": "b"}]},
             "ab",
@@ -161,3 +198,37 @@ def test_texts(message: dict[str, Any], text: str) -> None:
 def test_responses_is_never_asked_for_stream_options() -> None:
     assert {"chat", "text_completion"} == openai.TAKES_STREAM_OPTIONS
     assert openai.OPERATIONS["/responses"] == "responses"
+
+
+@pytest.mark.parametrize(
+    ("below", "operation"),
+    [
+        ("/chat/completions", "chat"),
+        ("/Chat/Completions", "chat"),
+        ("/deployments/gpt-4o/chat/completions", "chat"),  # Azure
+        ("/completions", "text_completion"),
+        ("/responses", "responses"),
+        ("/responses/resp_1/cancel", ""),
+        ("/embeddings", "embeddings"),
+        ("/files", ""),
+        ("", ""),
+    ],
+)
+def test_operations(below: str, operation: str) -> None:
+    assert openai.operation(below) == operation
+
+
+@pytest.mark.parametrize(
+    ("message", "model"),
+    [
+        ({"model": "gpt-4o"}, "gpt-4o"),
+        ({"type": "response.created", "response": {"model": "gpt-4o"}}, "gpt-4o"),
+        ({"model": "own", "response": {"model": "other"}}, "own"),
+        ({"model": "a\ud83d"}, "a?"),  # no log, store or header could carry it
+        ({"model": 7}, ""),
+        ({"response": ["gpt-4o"]}, ""),
+        ({}, ""),
+    ],
+)
+def test_the_model_that_answered(message: dict[str, Any], model: str) -> None:
+    assert openai.model(message) == model

@@ -61,6 +61,16 @@ def test_cuts_do_not_matter(data: bytes, size: int, zipped: bool) -> None:
     assert not inflater.failed
 
 
+@given(st.lists(st.binary(max_size=100), min_size=2, max_size=4), st.integers(1, 50))
+def test_the_members_of_a_gzip_body_are_one_text(texts: list[bytes], size: int) -> None:
+    """RFC 1952, 2.2: members follow each other, as servers write that compress piece by piece."""
+    packed = b"".join(map(gzip.compress, texts))
+    for step in (size, len(packed)):
+        inflater = Inflater()
+        parts = [inflater.feed(packed[at : at + step]) for at in range(0, len(packed), step)]
+        assert b"".join(parts) == b"".join(texts)
+
+
 def test_bytes_that_are_not_compressed_and_bombs_end_it(monkeypatch: pytest.MonkeyPatch) -> None:
     inflater = Inflater()
     assert inflater.feed(b"plain text") == b""

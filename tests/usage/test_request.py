@@ -48,6 +48,13 @@ def test_no_form_of_stream_options_escapes_the_meter(options: str, strict: bool)
     assert sent.count(b"stream_options") == 1
 
 
+def test_where_nothing_is_decided_the_option_is_all_that_is_added() -> None:
+    rest = b'"stream" : true,"n":1.10,"seed":123456789012345678901234567890}\n'
+    sent, *_, injected = read_json(b" {" + rest, True, False)
+    assert injected
+    assert sent == b' {"stream_options":{"include_usage":true},' + rest
+
+
 def test_other_stream_options_are_kept() -> None:
     body = b'{"stream":true,"stream_options":{"include_obfuscation":false}}'
     assert json.loads(read_json(body, True, False)[0])["stream_options"] == {

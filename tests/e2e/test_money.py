@@ -82,7 +82,7 @@ def usage(**more: object) -> bytes:
 @pytest.mark.parametrize("store", ["sqlite", "redis"])
 @pytest.mark.parametrize("number", [b"1" + b"0" * 30, b"9223372036854775807", b"1e30", b"-5"])
 def test_a_number_beyond_reason_is_no_count_and_stops_no_debit(
-    start: StartGateway, redis_server: RedisServer, store: str, number: bytes
+    redis_server: RedisServer, start: StartGateway, store: str, number: bytes
 ) -> None:
     body = usage(usage={"prompt_tokens": 10, "completion_tokens": "X"}).replace(b'"X"', number)
     with raw_provider(lambda request, _: json_answer(body)) as port:
@@ -99,7 +99,7 @@ def test_a_number_beyond_reason_is_no_count_and_stops_no_debit(
 
 
 def test_an_account_that_is_no_count_stops_no_other(
-    start: StartGateway, redis_server: RedisServer
+    redis_server: RedisServer, start: StartGateway
 ) -> None:
     gateway = start(store=redis_server.url, budgets=ROOMY)
     assert chat(gateway, ALICE)[0] == 200
@@ -207,7 +207,7 @@ def test_names_that_no_log_can_hold_end_no_exchange(start: StartGateway) -> None
 
 
 def test_windows_end_while_the_store_is_away(
-    start: StartGateway, redis_server: RedisServer
+    redis_server: RedisServer, start: StartGateway
 ) -> None:
     gateway = start(
         store=redis_server.url, budgets=PER_USER.format(limit=20) + 'window = "second"\n'
@@ -227,7 +227,7 @@ def test_windows_end_while_the_store_is_away(
 
 
 def test_a_stop_waits_for_a_store_that_comes_back(
-    start: StartGateway, redis_server: RedisServer
+    redis_server: RedisServer, start: StartGateway
 ) -> None:
     gateway = start(store=redis_server.url, budgets=ROOMY)
     assert chat(gateway, ALICE)[0] == 200

@@ -115,7 +115,7 @@ def up(gateway: Gateway) -> bool:
 
 @pytest.mark.parametrize("how", ["kill", "freeze"])
 def test_store_away_local_goes_on_and_settles_later(
-    start: StartGateway, redis_server: RedisServer, how: str
+    redis_server: RedisServer, start: StartGateway, how: str
 ) -> None:
     gateway = start(
         store=redis_server.url, store_more='timeout = "200ms"', budgets=PER_USER.format(limit=200)
@@ -143,7 +143,7 @@ def test_store_away_local_goes_on_and_settles_later(
     assert "hunter2" not in gateway.log.read_text()
 
 
-def test_store_away_closed_is_503(start: StartGateway, redis_server: RedisServer) -> None:
+def test_store_away_closed_is_503(redis_server: RedisServer, start: StartGateway) -> None:
     gateway = start(store=redis_server.url, store_more='timeout = "200ms"\non_failure = "closed"')
     assert chat(gateway, ALICE)[0] == 200
     redis_server.kill()
@@ -158,7 +158,7 @@ def test_store_away_closed_is_503(start: StartGateway, redis_server: RedisServer
 
 
 def test_store_away_open_admits_all_and_owes(
-    start: StartGateway, redis_server: RedisServer
+    redis_server: RedisServer, start: StartGateway
 ) -> None:
     gateway = start(
         store=redis_server.url,
@@ -175,7 +175,7 @@ def test_store_away_open_admits_all_and_owes(
 
 
 def test_a_start_without_the_store_goes_on_as_configured(
-    start: StartGateway, redis_server: RedisServer
+    redis_server: RedisServer, start: StartGateway
 ) -> None:
     redis_server.kill()
     gateway = start(store=redis_server.url, store_more='timeout = "200ms"')
@@ -187,7 +187,7 @@ def test_a_start_without_the_store_goes_on_as_configured(
 
 
 def test_a_stop_with_the_store_away_says_what_is_owed(
-    start: StartGateway, redis_server: RedisServer
+    redis_server: RedisServer, start: StartGateway
 ) -> None:
     gateway = start(store=redis_server.url, store_more='timeout = "200ms"')
     assert chat(gateway, ALICE)[0] == 200

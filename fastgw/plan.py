@@ -61,6 +61,9 @@ _DROPPED = HOP_BY_HOP | {
 _NO_IDENTITY = re.compile(rb"(?:identity|\*)[ \t]*;[ \t]*q=0(?:\.0*)?[ \t]*(?:,|$)", re.IGNORECASE)
 """A client that insists on a compressed answer (RFC 9110, 12.5.3)."""
 
+_RANGES = frozenset({b"range", b"if-range"})
+"""A part of an answer cannot be edited."""
+
 _MODELS_OF_A_PLAN = 64
 
 KEY_INFO = b"/key/info"
@@ -216,7 +219,7 @@ class Planner:
             target.path,
             query,
             self._prefixes[upstream.name],
-            _client_fields(request, shown.fields, upstream, plan.metered or plan.edit is not None),
+            _client_fields(request, shown.fields, upstream, plan.metered, plan.edit is not None),
         )
         return plan
 
@@ -279,11 +282,16 @@ def _prefix(upstream: Upstream) -> bytes:
 
 
 def _client_fields(
-    request: RequestHead, carriers: frozenset[bytes], upstream: Upstream, read: bool
+    request: RequestHead, carriers: frozenset[bytes], upstream: Upstream, read: bool, edited: bool
 ) -> bytes:
     """The client's end-to-end fields, as they may be sent on. `read`: we read the answer, so ask
-    for one that is not compressed."""
-    dropped = _DROPPED | carriers | {name.lower().encode() for name in upstream.headers or ()}
+    for one that is not compressed. `edited`: and change it, so ask for all of it, as it is."""
+    dropped = (
+        _DROPPED
+        | (_RANGES if edited else frozenset())
+        | carriers
+        | {name.lower().encode() for name in upstream.headers or ()}
+    )
     named = {
         option
         for lower, _, value in request.fields
@@ -302,7 +310,9 @@ def _client_fields(
             and b"_" not in lower
         ):
             lines.append(b"%b: %b\r\n" % (name, value))
-    if read:
+    if edited:
+        accept_encoding = b"identity"
+    elif read:
         # Of what a client may insist on, gzip is what we can read.
         insists = _NO_IDENTITY.search(accept_encoding) and b"gzip" in accept_encoding.lower()
         accept_encoding = b"gzip" if insists else b"identity"

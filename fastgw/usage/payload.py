@@ -64,11 +64,16 @@ class Inflater:
         """The plain bytes that `data` completes."""
         if self.failed:
             return b""
+        parts = []
         try:
-            plain = self._zlib.decompress(data, self._left)
+            while data and self._left > 0:
+                plain = self._zlib.decompress(data, self._left)
+                parts.append(plain)
+                self._left -= len(plain)
+                data = self._zlib.unused_data  # of the next member (RFC 1952, 2.2)
+                if self._zlib.eof:
+                    self._zlib = zlib.decompressobj(47)
         except zlib.error:
             self.failed = True
-            return b""
-        self._left -= len(plain)
-        self.failed = self._left <= 0
-        return plain
+        self.failed = self.failed or self._left <= 0
+        return b"".join(parts)

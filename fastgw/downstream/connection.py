@@ -83,6 +83,9 @@ class Handler(Protocol):
         """Bytes that are no request: write the answer and record it."""
 
 
+_TAKING = frozenset({"answering", "idle", "lingering", "closed"})
+"""States in which the client may still take an answer; "closed": over TLS, where a close writes
+what waits, and while draining."""
 _CUT_TIMEOUT = 5.0
 """An aborted connection is gone within a few turns of the loop; this is a net below that."""
 
@@ -262,7 +265,7 @@ class DownstreamConnection(asyncio.Protocol):
     def patience(self) -> float:
         """Seconds that the present state may last; see flow_control."""
         state = self._state
-        if state in ("answering", "idle", "lingering"):
+        if state in _TAKING:
             self._mark = self.transport.get_write_buffer_size()
             if self._mark:
                 return self._server.send_timeout  # of this answer, or of the last one
@@ -278,7 +281,7 @@ class DownstreamConnection(asyncio.Protocol):
     def expired(self) -> None:
         """The present state lasted too long."""
         state = self._state
-        if state in ("answering", "idle", "lingering"):
+        if state in _TAKING:
             if self._mark and self.transport.get_write_buffer_size() < self._mark:
                 self.expires = 0.0  # it takes some: slow, not stuck
             else:
@@ -498,6 +501,7 @@ class DownstreamConnection(asyncio.Protocol):
             return b""
         if last:
             self._state = "answering"
+            self.expires = 0.0  # the clock of the body is over
         if piece or last:
             exchange.on_body(piece, last)
         return rest

@@ -38,6 +38,7 @@ class Line(asyncio.Transport):
         self.over = ""
         self._reading = True
         self.unsent = 0
+        self.tls = False
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
         self.written += data
@@ -59,7 +60,7 @@ class Line(asyncio.Transport):
         return self._reading
 
     def can_write_eof(self) -> bool:
-        return True
+        return not self.tls
 
     def write_eof(self) -> None:
         self.over = "half closed"
@@ -74,17 +75,21 @@ class Line(asyncio.Transport):
 class Asked:
     """An exchange: what the client sent of it."""
 
-    def __init__(self, connection: DownstreamConnection, head: RequestHead) -> None:
+    def __init__(self, desk: Desk, connection: DownstreamConnection, head: RequestHead) -> None:
+        self.desk = desk
         self.connection = connection
         self.request = (head.method, head.path)
         self.body = b""
         self.whole = False
         self.ended = ""
+        self.told: list[str] = []
 
     def on_body(self, data: bytes, last: bool) -> None:
         assert not self.whole, "bytes after the end of the body"
         self.body += data
         self.whole = last
+        if last and self.desk.prompt:
+            self.desk.answer()
 
     def on_broken_body(self, refusal: Refusal) -> None:
         self.ended = refusal.code
@@ -96,9 +101,11 @@ class Asked:
 
     def overdue(self, now: float) -> None: ...
 
-    def on_client_full(self) -> None: ...
+    def on_client_full(self) -> None:
+        self.told.append("full")
 
-    def on_client_ready(self) -> None: ...
+    def on_client_ready(self) -> None:
+        self.told.append("ready")
 
 
 class Desk:
@@ -108,12 +115,14 @@ class Desk:
         self.asked: list[Asked] = []
         self.refused: list[int] = []
         self.open: Asked | None = None
+        self.prompt = False  # answers in the turn in which it is asked
+        self.sizes: list[int] = []
 
     def begin(self, connection: DownstreamConnection, head: RequestHead, length: int) -> Asked:
         assert self.open is None, "a second request before the first was answered"
-        self.open = Asked(connection, head)
-        self.asked.append(self.open)
-        return self.open
+        asked = self.open = Asked(self, connection, head)
+        self.asked.append(asked)
+        return asked
 
     def refuse(self, connection: DownstreamConnection, refusal: Refusal) -> None:
         self.refused.append(refusal.status)
@@ -122,6 +131,7 @@ class Desk:
     def answer(self, keep_alive: bool = True) -> None:
         asked, self.open = self.open, None
         assert asked is not None
+        self.sizes.append(asked.connection.bytes_in)
         asked.connection.done(keep_alive)
 
 
@@ -164,18 +174,19 @@ REQUESTS = [
 @given(
     st.lists(st.sampled_from(REQUESTS), min_size=1, max_size=5),
     st.lists(st.integers(0, 600), max_size=8),
-    st.integers(1, 4),
+    st.integers(0, 4),
 )
 def test_requests_come_out_as_they_went_in_at_any_cut(
     requests: list[tuple[bytes, tuple[bytes, bytes, bytes]]], cuts: list[int], lag: int
 ) -> None:
-    """`lag`: pieces that arrive before a whole request is answered. Others wait their turn."""
+    """`lag`: pieces that arrive before a whole request is answered; others wait their turn."""
     client = connect()
+    client.desk.prompt = not lag
     data = b"".join(raw for raw, _ in requests)
     edges = sorted({0, *(cut for cut in cuts if cut < len(data)), len(data)})
     for number, (start, end) in enumerate(pairwise(edges)):
         client.send(data[start:end])
-        if number % lag == 0 and client.desk.open is not None and client.desk.open.whole:
+        if lag and number % lag == 0 and client.desk.open is not None and client.desk.open.whole:
             client.desk.answer()
     while client.desk.open is not None:
         assert client.desk.open.whole
@@ -184,6 +195,7 @@ def test_requests_come_out_as_they_went_in_at_any_cut(
         expected for _, expected in requests
     ]
     assert (client.line.over, client.line.is_reading(), client.desk.refused) == ("", True, [])
+    assert client.desk.sizes == [len(raw.removeprefix(b"\r\n")) for raw, _ in requests]
 
 
 BAD = [
@@ -302,6 +314,25 @@ def test_slow_clients(sent: bytes, after: float, outcome: str) -> None:
     assert outcome in (client.line.over, client.line.written.decode(), *ended)
 
 
+def test_each_state_and_each_request_has_a_clock_and_bounds_of_its_own() -> None:
+    client = connect(max_request_body=5000)
+    now = 100.0
+    for _ in range(3):
+        for data in (UPLOAD[:10], UPLOAD[10:], b"x" * 4999, b"x"):
+            client.sweep(now, now + SERVER.header_timeout - 0.1)
+            client.send(data)
+            now += SERVER.header_timeout - 0.1
+        assert client.desk.asked[-1].whole
+        client.sweep(now, now + 1000)  # the provider takes its time
+        now += 1000
+        client.desk.answer()
+    assert (client.line.over, client.desk.refused) == ("", [])
+    client.sweep(now, now + SERVER.idle_timeout - 0.1)
+    assert client.line.over == ""
+    client.sweep(now + SERVER.idle_timeout)
+    assert client.line.over == "aborted"
+
+
 def test_an_upload_in_progress_or_held_up_by_us_is_not_cut() -> None:
     client = connect()
     late = 100.0 + SERVER.body_timeout
@@ -315,6 +346,18 @@ def test_an_upload_in_progress_or_held_up_by_us_is_not_cut() -> None:
     client.connection.resume_body()
     client.sweep(4 * late, 5 * late)
     assert client.desk.asked[0].ended == "request_timeout"
+
+
+@pytest.mark.parametrize("head", [UPLOAD, CHUNKS])
+def test_the_time_for_a_body_ends_with_the_body(head: bytes) -> None:
+    """A provider may think for longer than a client may take to send: that clock is over."""
+    client = connect()
+    client.send(head)
+    client.sweep(100.0)  # starts the clock of the body, of which nothing is here yet
+    client.send(b"x" * 5000 if head is UPLOAD else b"1\r\nx\r\n0\r\n\r\n")
+    assert client.desk.asked[0].whole
+    client.sweep(100.0 + SERVER.body_timeout, 200.0, 300.0, 400.0)
+    assert (client.line.over, client.desk.asked[0].ended) == ("", "")
 
 
 def test_an_answer_is_cut_for_who_takes_none_of_it_and_not_for_who_is_slow() -> None:
@@ -331,11 +374,17 @@ def test_an_answer_is_cut_for_who_takes_none_of_it_and_not_for_who_is_slow() -> 
     assert client.line.over == "aborted"
 
 
-@pytest.mark.parametrize("keep_alive", [False, True])
-def test_the_rest_of_an_answer_is_not_cut_while_the_client_takes_it(keep_alive: bool) -> None:
+@pytest.mark.parametrize(
+    ("keep_alive", "tls", "over"),
+    [(True, False, ""), (False, False, "half closed"), (False, True, "closed")],
+)
+def test_the_rest_of_an_answer_is_not_cut_while_the_client_takes_it(
+    keep_alive: bool, tls: bool, over: str
+) -> None:
     """An exchange is done when its last bytes are written; a slow client has them later. What
     bounds that is `send_timeout` without a byte, whether or not the connection goes on."""
     client = connect()
+    client.line.tls = tls
     client.send(GET)
     client.line.unsent = SERVER.buffer_size
     client.desk.answer(keep_alive)
@@ -344,7 +393,41 @@ def test_the_rest_of_an_answer_is_not_cut_while_the_client_takes_it(keep_alive: 
         client.sweep(now)
         now += 2.0
         client.line.unsent -= 5000
-    assert client.line.over == ("" if keep_alive else "half closed")
+    assert client.line.over == over
+    client.line.unsent = 1
+    client.connection.expires = 0.0
+    client.sweep(now, now + SERVER.send_timeout - 0.1)
+    assert client.line.over == over
+    client.sweep(now + SERVER.send_timeout)  # and it takes no more
+    assert client.line.over == "aborted"
+
+
+def test_the_exchange_is_told_how_its_client_keeps_up() -> None:
+    client = connect()
+    client.connection.pause_writing()  # between two requests there is nobody to tell
+    client.connection.resume_writing()
+    client.send(GET)
+    client.connection.expires = 1.0
+    client.connection.pause_writing()
+    assert client.connection.expires == 0.0  # `send_timeout` begins
+    client.connection.resume_writing()
+    assert client.desk.asked[0].told == ["full", "ready"]
+
+
+def test_an_upload_that_is_paused_is_read_on_for_the_next_request() -> None:
+    client = connect()
+    client.send(UPLOAD)
+    client.connection.pause_body()
+    client.connection.pause_body()
+    assert not client.line.is_reading()
+    client.connection.resume_body()
+    client.connection.resume_body()
+    assert client.line.is_reading()
+    client.connection.pause_body()
+    client.desk.answer(keep_alive=False)
+    assert client.line.is_reading()  # so that what lingers is discarded
+    client.connection.pause_body()
+    assert client.line.is_reading()
 
 
 def test_who_keeps_sending_after_the_last_answer_is_cut_off() -> None:

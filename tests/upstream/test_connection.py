@@ -14,7 +14,7 @@ from fastgw.upstream.connection import UpstreamConnection
 from fastgw.upstream.pool import Pool
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Callable
 
     from fastgw.http1.response import ResponseHead
 
@@ -183,5 +183,133 @@ def test_a_closed_connection_tells_its_exchange_nothing_more() -> None:
             connection.close()
             await asyncio.sleep(0.03)
             assert (record.end, sum(pool.counts.values())) == ("", 0)
+
+    asyncio.run(run())
+
+
+def test_nothing_of_one_answer_is_left_for_the_next() -> None:
+    """Interim answers, decoder, length and clock are those of one exchange, not of two."""
+    early = b"HTTP/1.1 103 x\r\n\r\n" * 7  # of eight that may come
+    chunked, sized = CHUNKED + b"2\r\nok\r\n0\r\n\r\n", OK + b"ok"
+
+    async def run() -> None:
+        async with connected() as (connection, pool):
+            for answer in (chunked, sized, chunked, sized):
+                for cut in (len(answer) - 1, len(answer)):
+                    record = Record()
+                    connection.expires = 1.0
+                    connection.send(record, b"POST", REQUEST, True)
+                    assert connection.expires == 0.0
+                    connection.data_received(early + answer[:cut])
+                    if cut < len(answer):
+                        connection.expires = 1.0
+                        connection.data_received(answer[cut:])
+                        assert connection.expires == 0.0  # it moves
+                    assert (record.body, record.end) == (b"ok", "ended")
+                    assert pool.acquire(None) is connection  # type: ignore[arg-type]
+            record = Record()
+            connection.send(record, b"GET", REQUEST, True)
+            connection.transport.abort()
+            async with asyncio.timeout(10):
+                await record.over.wait()
+            assert record.end == "reset"  # not "broken": no byte of this answer came
+            assert pool.counts["busy"] == 0
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("last", [True, False])
+def test_a_connection_is_kept_once_the_upload_is_sent_in_full(last: bool) -> None:
+    async def run() -> str:
+        async with connected() as (connection, pool):
+            record = Record()
+            connection.send(record, b"POST", REQUEST, False)
+            connection.send_body(b"a", False)
+            connection.send_body(b"b", last)
+            connection.data_received(OK + b"ok")
+            assert record.end == "ended"
+            return "kept" if pool.counts["idle"] else "closed"
+
+    assert asyncio.run(run()) == ("kept" if last else "closed")
+
+
+def test_an_answer_that_the_client_does_not_take_is_not_read() -> None:
+    class Slow(Record):
+        pause: Callable[[], None]
+
+        def on_response(self, head: ResponseHead, body: bytes, ended: bool) -> None:
+            super().on_response(head, body, ended)
+            self.pause()
+            self.pause()
+
+    async def run() -> None:
+        head = b"HTTP/1.1 200 OK\r\nContent-Length: 30000\r\n\r\n"
+        async with connected(head, *[b"x" * 10_000] * 3) as (connection, pool):
+            record = Slow()
+            record.pause = connection.pause
+            connection.send(record, b"GET", REQUEST, True)
+            await record.begun.wait()
+            await asyncio.sleep(0.05)
+            assert record.body == b""
+            connection.expires = 1.0
+            connection.resume()
+            assert connection.expires == 0.0  # its silence was ours
+            async with asyncio.timeout(10):
+                await record.over.wait()
+            assert (len(record.body), pool.counts["idle"]) == (30_000, 1)
+
+    asyncio.run(run())
+
+
+def test_an_upload_that_the_provider_does_not_take_is_paused() -> None:
+    told: list[str] = []
+
+    class Uploads(Record):
+        def on_upstream_full(self) -> None:
+            told.append("full")
+
+        def on_upstream_ready(self) -> None:
+            told.append("ready")
+
+    class Deaf(asyncio.Protocol):
+        transport: asyncio.Transport
+        heard = 0
+
+        def connection_made(self, transport: asyncio.BaseTransport) -> None:
+            assert isinstance(transport, asyncio.Transport)
+            self.transport = transport
+            transport.pause_reading()
+
+        def data_received(self, data: bytes) -> None:
+            self.heard += len(data)
+
+    async def run() -> None:
+        loop = asyncio.get_running_loop()
+        deaf, sweeper = Deaf(), Sweeper()
+        server = await loop.create_server(lambda: deaf, "127.0.0.1", 0)
+        port = server.sockets[0].getsockname()[1]
+        pool = Pool(Upstream(name="p", base_url=f"http://127.0.0.1:{port}"), sweeper, 65536)
+        _, connection = await loop.create_connection(
+            lambda: UpstreamConnection(pool, sweeper), "127.0.0.1", port
+        )
+        assert len(sweeper) == 1  # under time-outs from the start
+        connection.send(Uploads(), b"POST", REQUEST, False)
+        sent = len(REQUEST)
+        async with asyncio.timeout(10):
+            while connection.unsent <= 65536:
+                assert told == []
+                connection.send_body(b"x" * 65536, False)
+                sent += 65536
+                await asyncio.sleep(0)
+            assert told == ["full"]
+            deaf.transport.resume_reading()
+            while deaf.heard < sent:  # noqa: ASYNC110 - what is waited for sets no event
+                await asyncio.sleep(0.001)
+        assert told == ["full", "ready"]
+        connection.close()
+        assert len(sweeper) == 0
+        server.close()
+        deaf.transport.abort()
+        await asyncio.sleep(0.01)
 
     asyncio.run(run())

@@ -53,7 +53,7 @@ def any_matches(patterns: Iterable[str], value: str) -> bool:
 class Rule:
     """A budget, ready to be applied."""
 
-    __slots__ = ("denies_missing", "limit", "match", "per", "per_request")
+    __slots__ = ("denies_missing", "limit", "match", "per")
 
     def __init__(self, budget: Budget) -> None:
         self.limit = Limit(
@@ -67,8 +67,6 @@ class Rule:
         self.match = dict(budget.match or {})
         self.per = tuple(parse_expression(text) for text in budget.per)
         self.denies_missing = budget.on_missing == "deny"
-        self.per_request = any(expression.kind != "key" for expression in self.per)
-        """Whether its account depends on more than the key."""
 
     def applies_to(self, metadata: Mapping[str, str]) -> bool:
         """Whether every entry of `match` matches the key's metadata."""

@@ -94,12 +94,6 @@ def test_missing_metadata_is_refused_unless_the_budget_says_otherwise() -> None:
     assert not rule(per=("team",), on_missing="skip").denies_missing
 
 
-def test_an_account_that_depends_on_the_request_is_known_as_such() -> None:
-    assert not rule(per=("user_id", 'default(team, "x")')).per_request
-    assert rule(per=("user_id", "llm.model")).per_request
-    assert rule(per=('request.headers["x-team"]',)).per_request
-
-
 def test_rules_keep_the_order_and_the_terms_of_the_configuration() -> None:
     first = Budget(name="a", limit=5, unit="requests", window="hour", shadow=True, warn_at=0.8)
     one, two = make_rules([first, Budget(name="b", limit=7)])

@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 
 from fastgw.config.expression import parse_expression
 from fastgw.config.problems import meant, nearest, quoted
+from fastgw.config.redis_url import parse_redis_url
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -91,13 +92,7 @@ def store_url(text: str, shown: str) -> str:
     if scheme == "sqlite" and not rest:
         raise ValueError('sqlite: needs the path of a file; write "sqlite:fastgw.db"')
     if scheme.startswith("redis"):
-        try:
-            parts = urlsplit(text)
-            sound = rest.startswith("//") and parts.hostname and parts.port != 0
-        except ValueError:
-            sound = False
-        if not sound or not re.fullmatch(r"/?|/\d+", parts.path):
-            raise ValueError(f'not a Redis address; write "{scheme}://host:6379/0"')
+        parse_redis_url(text)
     return text
 
 

@@ -110,6 +110,15 @@ def test_a_cancelled_call_leaves_no_reply_behind(redis_server: RedisServer) -> N
     asyncio.run(main())
 
 
+@pytest.mark.parametrize(
+    "option",
+    ["max_connections=50", "decode_responses=0", "socket_timeout=9", "retry_on_timeout=1", "x=y"],
+)
+def test_options_that_would_undo_the_deadline_are_refused(option: str) -> None:
+    with pytest.raises(ValueError, match="option"):
+        RedisStore(f"redis://127.0.0.1/0?{option}", "t", 0.3)
+
+
 @pytest.mark.parametrize("scheme", ["redis://:wrong-pass-word@", "redis://"])
 def test_a_refused_password_is_named_not_shown(redis_server: RedisServer, scheme: str) -> None:
     async def main() -> None:

@@ -19,7 +19,7 @@ Floors: a module imports lower floors only (tests/test_structure.py).
     4 I/O           downstream/, upstream/, store/, flow_control
     3 policy        policy/: decisions without I/O or clock
     2 wire          http1/, sse, usage/: bytes and meaning, without I/O
-    1 declarations  config/, metrics, access_log
+    1 declarations  config/, metrics, exposition, access_log
     0 ground        model, errors, clock, tasks
 """
 

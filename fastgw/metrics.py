@@ -15,21 +15,19 @@ from __future__ import annotations
 
 import asyncio
 from bisect import bisect_right
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
-from prometheus_client.core import (
-    CounterMetricFamily,
-    GaugeMetricFamily,
-    HistogramMetricFamily,
-    Metric,
-)
-from prometheus_client.registry import Collector
+from prometheus_client import ProcessCollector
+
+from fastgw.exposition import Family, families, render
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
+    from prometheus_client.core import Metric
+
     from fastgw.config.tables import Metrics as Settings
+    from fastgw.exposition import Numbers
     from fastgw.model import Usage
 
 TOKEN_BUCKETS = tuple(4.0**power for power in range(14))
@@ -56,12 +54,13 @@ _GEN_AI = (
 class Histogram:
     """Observations of one series. `observe` is the append of a list."""
 
-    __slots__ = ("_bounds", "_counts", "_total", "observe", "waiting")
+    __slots__ = ("_bounds", "_counts", "_fresh", "_total", "observe", "waiting")
 
     def __init__(self, bounds: tuple[float, ...]) -> None:
         self._bounds = bounds
         self._counts = [0] * (len(bounds) + 1)
         self._total = 0.0
+        self._fresh = False  # has what `changes` did not tell
         self.waiting: list[float] = []
         self.observe: Callable[[float], None] = self.waiting.append
 
@@ -79,11 +78,24 @@ class Histogram:
         self._counts[-1] += len(waiting) - below
         self._total += sum(waiting)
         waiting.clear()  # the same list: `observe` is bound to it
+        self._fresh = True
 
     def snapshot(self) -> tuple[list[int], float]:
         """Counts between the bounds (the last one above them all), and the sum."""
         self.fold()
         return list(self._counts), self._total
+
+    def numbers(self, changed: bool) -> list[float] | None:
+        """Counts and sum in one list; None without observations, or, where only what is `changed`
+        is wanted, without new ones since the last call of that sort."""
+        if changed:
+            if not self.waiting and not self._fresh:
+                return None
+            self.fold()
+            self._fresh = False
+        else:
+            self.fold()
+        return [*self._counts, self._total] if any(self._counts) else None
 
 
 class _Tokens:
@@ -172,6 +184,47 @@ class Sample(NamedTuple):
     value: float
 
 
+_COUNTED: dict[str, Family] = {
+    "requests_total": Family(
+        "counter", "Requests by outcome", ("route", "upstream", "method", "status", "reason")
+    ),
+    "request_duration_seconds": Family(
+        "histogram", "From request head to end of answer", ("route", "upstream"), SECONDS
+    ),
+    "request_processing_seconds": Family(
+        "histogram",
+        "From request head to the request sent to the provider: the gateway's own time",
+        ("route", "upstream"),
+        PROCESSING,
+    ),
+    "gen_ai_server_request_duration": Family(
+        "histogram", "Provider time of a request in seconds", _GEN_AI, SERVER_SECONDS
+    ),
+    "gen_ai_server_time_to_first_token": Family(
+        "histogram", "Until the first byte of the answer's body in seconds", _GEN_AI, FIRST_TOKEN
+    ),
+    "gen_ai_server_time_per_output_token": Family(
+        "histogram", "Seconds per output token after the first", _GEN_AI, PER_TOKEN
+    ),
+    "gen_ai_client_token_usage": Family(
+        "histogram", "Tokens per request", (*_GEN_AI, "gen_ai_token_type"), TOKEN_BUCKETS
+    ),
+    "gen_ai_client_tokens_total": Family(
+        "counter",
+        "Tokens by type",
+        (*_GEN_AI, "gen_ai_token_type"),
+        of="gen_ai_client_token_usage",
+    ),
+    "usage_source_total": Family("counter", "Exchanges by who said what they cost", ("source",)),
+    "store_settle_seconds": Family("histogram", "Time of one settle call", (), SETTLE_SECONDS),
+    "store_batch_size": Family("histogram", "Accounts in one settle call", (), BATCHES),
+    "store_failures_total": Family("counter", "Calls to the store that failed"),
+    "build_info": Family("gauge", "Version that runs", ("version",)),
+}
+"""What exchanges and settlement count."""
+
+_WITH_OWN_LABELS = {"requests_total", "gen_ai_client_token_usage", "gen_ai_client_tokens_total"}
+
 _SAMPLED: dict[str, tuple[str, tuple[str, ...]]] = {
     "downstream_connections": ("Open client connections", ()),
     "downstream_connections_refused_total": ("Client connections closed for want of room", ()),
@@ -184,6 +237,13 @@ _SAMPLED: dict[str, tuple[str, tuple[str, ...]]] = {
     "store_up": ("Whether the last call to the store succeeded", ()),
     "access_log_dropped_total": ("Access log lines given up for want of room", ()),
 }
+
+
+_SERVER_NAMES = (
+    "gen_ai_server_request_duration",
+    "gen_ai_server_time_to_first_token",
+    "gen_ai_server_time_per_output_token",
+)
 
 
 class Metrics:
@@ -202,6 +262,7 @@ class Metrics:
         self._server: dict[tuple[str, ...], tuple[Histogram, Histogram, Histogram]] = {}
         self._tokens: dict[tuple[str, ...], _Tokens] = {}
         self._sources: dict[str, int] = {}
+        self._told: dict[tuple[str, ...], int] = {}  # what `changes` said of requests_total
         self._samplers: list[Callable[[], Iterable[Sample]]] = []
         self._process = ProcessCollector(namespace="", registry=None)
 
@@ -250,135 +311,86 @@ class Metrics:
 
     def fold(self) -> None:
         """Fold what waits in long lists; called once a second, so that they stay short."""
-        for histogram in self._histograms():
+        for _, _, _, histogram in self._histograms():
             if len(histogram.waiting) >= _FOLD_AT:
                 histogram.fold()
 
-    def _histograms(self) -> Iterator[Histogram]:
-        for latency in self._latency.values():
-            yield from latency
-        for server in self._server.values():
-            yield from server
-        for tokens in self._tokens.values():
-            yield from tokens.histograms.values()
-        yield self.store.seconds
-        yield self.store.lines
+    def _histograms(self) -> Iterator[tuple[str, tuple[str, ...], str, Histogram]]:
+        """Name, labels, token type, histogram of each series."""
+        for key, (duration, processing) in self._latency.items():
+            yield "request_duration_seconds", key, "", duration
+            yield "request_processing_seconds", key, "", processing
+        for key, server in self._server.items():
+            for name, histogram in zip(_SERVER_NAMES, server, strict=True):
+                yield name, key, "", histogram
+        for key, tokens in self._tokens.items():
+            for kind, histogram in tokens.histograms.items():
+                yield "gen_ai_client_token_usage", key, kind, histogram
+        yield "store_settle_seconds", (), "", self.store.seconds
+        yield "store_batch_size", (), "", self.store.lines
 
     async def render(self) -> bytes:
         """The Prometheus text format (0.0.4). Numbers are copied now, rendered in a thread."""
-        families = self._families()
-        return await asyncio.to_thread(_render, families, self._process)
+        numbers = self.numbers()
+        return await asyncio.to_thread(self._render, numbers)
 
-    # at a scrape
+    def _render(self, numbers: Numbers) -> bytes:
+        return render(self.families(numbers), self._process)
 
-    def _families(self) -> list[Metric]:
-        labels = self.label_names
-        requests = self._counter(
-            "requests_total",
-            "Requests by outcome",
-            ("route", "upstream", "method", "status", "reason", *labels),
-        )
+    def families(self, numbers: Numbers) -> list[Metric]:
+        """What a scrape shows of these numbers, of this worker or of several."""
+        return families(numbers, self._declared(numbers), self.namespace)
+
+    def _declared(self, numbers: Numbers) -> dict[str, Family]:
+        own = self.label_names
+        found: dict[str, Family] = {}
+        for name, family in _COUNTED.items():
+            if name in _WITH_OWN_LABELS:
+                bounds = self._token_bounds if family.kind == "histogram" else ()
+                family = Family(family.kind, family.text, (*family.labels, *own), bounds, family.of)
+            found[name] = family
+        for name, (text, labels) in _SAMPLED.items():
+            if name in numbers:
+                kind = "counter" if name.endswith("_total") else "gauge"
+                found[name] = Family(kind, text, labels)
+        return found
+
+    def numbers(self) -> Numbers:
+        """Everything, as it is now."""
+        return self._numbers(False)
+
+    def changes(self) -> Numbers:
+        """Counters and histograms that changed since the last call, and all samples."""
+        return self._numbers(True)
+
+    def _numbers(self, changed: bool) -> Numbers:
+        found: Numbers = {"build_info": {(self._version,): [1]}}
+        requests = found["requests_total"] = {}
         for (route, upstream, *custom), outcomes in self._outcomes.items():
             for (method, status, reason), number in outcomes.items():
-                requests.add_metric([route, upstream, method, str(status), reason, *custom], number)
-        duration = self._histogram(
-            "request_duration_seconds", "From request head to end of answer", ("route", "upstream")
-        )
-        processing = self._histogram(
-            "request_processing_seconds",
-            "From request head to the request sent to the provider: the gateway's own time",
-            ("route", "upstream"),
-        )
-        for key, latency in self._latency.items():
-            _add(duration, key, latency[0], SECONDS)
-            _add(processing, key, latency[1], PROCESSING)
-        server = [
-            self._histogram(f"gen_ai_server_{name}", text, _GEN_AI)
-            for name, text in (
-                ("request_duration", "Provider time of a request in seconds"),
-                ("time_to_first_token", "Until the first byte of the answer's body in seconds"),
-                ("time_per_output_token", "Seconds per output token after the first"),
-            )
-        ]
-        for key, histograms in self._server.items():
-            for family, histogram, bounds in zip(
-                server, histograms, (SERVER_SECONDS, FIRST_TOKEN, PER_TOKEN), strict=True
-            ):
-                _add(family, key, histogram, bounds)
-        names = (*_GEN_AI, "gen_ai_token_type", *labels)
-        usage = self._histogram("gen_ai_client_token_usage", "Tokens per request", names)
-        totals = self._counter("gen_ai_client_tokens_total", "Tokens by type", names)
-        for key, tokens in self._tokens.items():
-            for kind, histogram in tokens.histograms.items():
-                values = (*key[:4], kind, *key[4:])
-                total = _add(usage, values, histogram, self._token_bounds)
-                if total is not None:
-                    totals.add_metric(values, total)
-        sources = self._counter(
-            "usage_source_total", "Exchanges by who said what they cost", ("source",)
-        )
-        for source, number in self._sources.items():
-            sources.add_metric([source], number)
-        settle = self._histogram("store_settle_seconds", "Time of one settle call", ())
-        lines = self._histogram("store_batch_size", "Accounts in one settle call", ())
-        _add(settle, (), self.store.seconds, SETTLE_SECONDS)
-        _add(lines, (), self.store.lines, BATCHES)
-        failures = self._counter("store_failures_total", "Calls to the store that failed", ())
-        failures.add_metric([], self.store.failures)
-        build = GaugeMetricFamily(
-            f"{self.namespace}_build_info", "Version that runs", labels=["version"]
-        )
-        build.add_metric([self._version], 1)
-        return [
-            requests, duration, processing, *server, usage, totals, sources, settle, lines,
-            failures, build, *self._sampled(),
-        ]  # fmt: skip
+                labels = (route, upstream, method, str(status), reason, *custom)
+                if not changed or self._told.get(labels) != number:
+                    requests[labels] = [number]
+                    if changed:
+                        self._told[labels] = number
+        for name, key, kind, histogram in self._histograms():
+            values = histogram.numbers(changed)
+            if values is not None:
+                labels = (*key[:4], kind, *key[4:]) if kind else key
+                found.setdefault(name, {})[labels] = values
+        found["usage_source_total"] = {(who,): [number] for who, number in self._sources.items()}
+        found["store_failures_total"] = {(): [self.store.failures]}
+        self._add_samples(found)
+        return found
 
-    def _sampled(self) -> list[Metric]:
-        families: dict[str, Any] = {}
-        room = dict.fromkeys(_SAMPLED, self._max_series)
+    def _add_samples(self, found: Numbers) -> None:
         for sampler in self._samplers:
             for name, labels, value in sampler():
-                if name not in families:
-                    text, names = _SAMPLED[name]
-                    families[name] = (
-                        self._counter(name, text, names)
-                        if name.endswith("_total")
-                        else GaugeMetricFamily(f"{self.namespace}_{name}", text, labels=names)
-                    )
-                if room[name] > 0:
-                    room[name] -= 1
-                    families[name].add_metric([_clean(label) for label in labels], value)
-        return list(families.values())
-
-    def _counter(self, name: str, text: str, labels: Iterable[str]) -> CounterMetricFamily:
-        return CounterMetricFamily(f"{self.namespace}_{name}", text, labels=list(labels))
-
-    def _histogram(self, name: str, text: str, labels: Iterable[str]) -> HistogramMetricFamily:
-        return HistogramMetricFamily(f"{self.namespace}_{name}", text, labels=list(labels))
-
-
-def _add(
-    family: HistogramMetricFamily,
-    labels: Iterable[str],
-    histogram: Histogram,
-    bounds: tuple[float, ...],
-) -> float | None:
-    """Add a series that has observations; returns their sum, None where there are none."""
-    counts, total = histogram.snapshot()
-    below = 0
-    buckets = []
-    for bound, count in zip((*(_bound(each) for each in bounds), "+Inf"), counts, strict=True):
-        below += count
-        buckets.append((bound, below))
-    if not below:
-        return None
-    family.add_metric(list(labels), buckets, total)
-    return total
-
-
-def _bound(value: float) -> str:
-    return str(int(value)) if value == int(value) else repr(round(value, 6))
+                series = found.setdefault(name, {})
+                if len(series) < self._max_series:
+                    cleaned = tuple(_clean(label) for label in labels)
+                    have = series.get(cleaned)
+                    series[cleaned] = [value if have is None else have[0] + value]
 
 
 def _clean(value: str) -> str:
@@ -387,18 +399,3 @@ def _clean(value: str) -> str:
         return UNKNOWN
     value = value[:MAX_LABEL]
     return value if value.isprintable() else "".join(c if c.isprintable() else "?" for c in value)
-
-
-class _Snapshot(Collector):
-    def __init__(self, families: list[Metric]) -> None:
-        self._families = families
-
-    def collect(self) -> Iterable[Metric]:
-        return self._families
-
-
-def _render(families: list[Metric], process: ProcessCollector) -> bytes:
-    registry = CollectorRegistry(auto_describe=False)
-    registry.register(_Snapshot(families))
-    registry.register(process)
-    return generate_latest(registry)

@@ -19,6 +19,7 @@ FLOORS: dict[str, int] = {
     "clock": 0,
     "tasks": 0,
     "config": 1,
+    "exposition": 1,
     "metrics": 1,
     "access_log": 1,
     "http1": 2,

@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import ssl
-from collections import deque
+from collections import OrderedDict
 from typing import TYPE_CHECKING, Protocol
 from urllib.parse import urlsplit
 
@@ -54,7 +54,7 @@ class Pool:
             self._tls.minimum_version = ssl.TLSVersion.TLSv1_2
         self._sweeper = sweeper
         self._idle: dict[UpstreamConnection, None] = {}  # a stack with O(1) removal
-        self._waiting: deque[Ticket] = deque()
+        self._waiting: OrderedDict[Ticket, None] = OrderedDict()  # a line with O(1) removal
         self._all: set[UpstreamConnection] = set()
         self._connecting = 0
         self._closed = False
@@ -67,7 +67,7 @@ class Pool:
             "idle": idle,
             "busy": len(self._all) - idle,
             "connecting": self._connecting,
-            "waiting": sum(not ticket.done for ticket in self._waiting),
+            "waiting": len(self._waiting),
         }
 
     def acquire(self, acquirer: Acquirer, fresh: bool = False) -> UpstreamConnection | Ticket:
@@ -84,14 +84,14 @@ class Pool:
                     connection.reused = True
                     return connection
                 connection.close()
-        ticket = Ticket(acquirer)
+        ticket = Ticket(acquirer, self._waiting)
         if len(self._all) + self._connecting < self.settings.max_connections:
             self._connecting += 1
             tasks.spawn(self._connect(ticket), f"connect {self.settings.name}")
         elif len(self._waiting) >= MAX_WAITING:
             asyncio.get_running_loop().call_soon(ticket.fail, "full")
         else:
-            self._waiting.append(ticket)
+            self._waiting[ticket] = None
             ticket.timer = asyncio.get_running_loop().call_later(
                 self.settings.connect_timeout, ticket.fail, "full"
             )
@@ -107,13 +107,12 @@ class Pool:
         if self._closed:
             connection.close()
             return
-        while self._waiting:
-            ticket = self._waiting.popleft()
-            if not ticket.done:
-                connection.reused = True
-                # In a turn of its own: the exchange that released is not done with its answer.
-                asyncio.get_running_loop().call_soon(self._hand_over, ticket, connection)
-                return
+        if self._waiting:
+            ticket, _ = self._waiting.popitem(last=False)
+            connection.reused = True
+            # In a turn of its own: the exchange that released is not done with its answer.
+            asyncio.get_running_loop().call_soon(self._hand_over, ticket, connection)
+            return
         timeout = self.settings.keepalive_timeout
         if keep_for:
             timeout = min(timeout, max(0.0, keep_for - 1.0))
@@ -123,7 +122,8 @@ class Pool:
     def _hand_over(self, ticket: Ticket, connection: UpstreamConnection) -> None:
         if not connection.open:
             if not ticket.done:
-                self._waiting.appendleft(ticket)  # it died meanwhile: the next one, or a new one
+                self._waiting[ticket] = None  # it died meanwhile: the next one, or a new one
+                self._waiting.move_to_end(ticket, last=False)
             self._serve_next()
         elif ticket.done:
             self.release(connection, 0)
@@ -134,15 +134,15 @@ class Pool:
         """A connection that is closed."""
         self._all.discard(connection)
         self._idle.pop(connection, None)
-        if self._waiting and not self._closed:
+        if self._waiting:
             self._serve_next()
 
     def _serve_next(self) -> None:
-        while self._waiting and len(self._all) + self._connecting < self.settings.max_connections:
-            ticket = self._waiting.popleft()
-            if not ticket.done:
-                self._connecting += 1
-                tasks.spawn(self._connect(ticket), f"connect {self.settings.name}")
+        most = self.settings.max_connections
+        while self._waiting and not self._closed and len(self._all) + self._connecting < most:
+            ticket, _ = self._waiting.popitem(last=False)
+            self._connecting += 1
+            tasks.spawn(self._connect(ticket), f"connect {self.settings.name}")
 
     async def _connect(self, ticket: Ticket) -> None:
         loop = asyncio.get_running_loop()
@@ -196,12 +196,13 @@ class Pool:
 
 
 class Ticket:
-    """A place in the line. `cancel` when the client is gone."""
+    """A place in `line`, which it leaves as it is done. `cancel` when the client is gone."""
 
-    __slots__ = ("_acquirer", "done", "timer")
+    __slots__ = ("_acquirer", "_line", "done", "timer")
 
-    def __init__(self, acquirer: Acquirer) -> None:
+    def __init__(self, acquirer: Acquirer, line: OrderedDict[Ticket, None]) -> None:
         self._acquirer: Acquirer | None = acquirer
+        self._line = line
         self.done = False
         self.timer: asyncio.TimerHandle | None = None
 
@@ -209,6 +210,7 @@ class Ticket:
         """Nobody waits any more."""
         self.done = True
         self._acquirer = None
+        self._line.pop(self, None)
         if self.timer is not None:
             self.timer.cancel()
 

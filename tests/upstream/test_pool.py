@@ -15,6 +15,8 @@ from fastgw.upstream.pool import Pool, Ticket
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
+    import pytest
+
 
 class Provider(asyncio.Protocol):
     """Accepts, and speaks first if told to."""
@@ -215,6 +217,49 @@ def test_waiting_ends_and_a_refused_connection_says_so() -> None:
             assert await acquire(pool) == "refused"
             assert await acquire(pool) == "refused"  # a failed attempt holds no place
             assert sum(pool.counts.values()) == 0
+
+    asyncio.run(run())
+
+
+def test_those_who_left_or_gave_up_keep_no_place_in_the_line(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def run() -> None:
+        monkeypatch.setattr("fastgw.upstream.pool.MAX_WAITING", 2)
+        async with provider(most=1, patience=0.2) as (pool, _):
+            connection = await connected(pool)
+            for _ in range(3):
+                left = pool.acquire(Gets())
+                assert isinstance(left, Ticket)
+                left.cancel()
+            late = [Gets(), Gets()]
+            for each in late:
+                pool.acquire(each)
+            assert await acquire(pool) == "full"  # at once: two wait already
+            assert late[0].got == []
+            await until(lambda: all(each.got for each in late))
+            assert (pool.counts["waiting"], len(pool._waiting)) == (0, 0)
+            waiter = Gets()
+            pool.acquire(waiter)
+            pool.release(connection, 0)
+            await until(lambda: bool(waiter.got))
+            assert waiter.got == [connection]
+
+    asyncio.run(run())
+
+
+def test_a_closed_pool_makes_no_connection_for_those_who_wait() -> None:
+    async def run() -> None:
+        async with provider(most=1, patience=0.2) as (pool, peers):
+            connection = await connected(pool)
+            waiter = Gets()
+            pool.acquire(waiter)
+            pool.close()
+            connection.close()
+            assert pool.counts["connecting"] == 0
+            await until(lambda: bool(waiter.got))
+            assert waiter.got == ["full"]
+            assert len(peers) == 1
 
     asyncio.run(run())
 

@@ -180,6 +180,7 @@ _UPSTREAM_FAILURES: dict[str, tuple[type[Refusal], str]] = {
     "reset": (UpstreamUnavailable, "the provider closed the connection without an answer"),
     "broken": (UpstreamUnavailable, "the provider's answer broke off in its head"),
     "malformed": (UpstreamUnavailable, "the provider's answer is not sound HTTP"),
+    "unreadable": (UpstreamUnavailable, "the provider's answer cannot be read, so it is not shown"),
     "timeout": (UpstreamTimeout, "the provider did not answer in time"),
     "stalled": (UpstreamTimeout, "the provider fell silent"),
     "full": (Overloaded, "too many requests wait for this provider; try again"),

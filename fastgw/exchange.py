@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from fastgw.http1.request import RequestHead
     from fastgw.http1.response import ResponseHead
     from fastgw.plan import Plan
-    from fastgw.policy.ledger import Account
+    from fastgw.policy.account import Account
     from fastgw.upstream.connection import UpstreamConnection
     from fastgw.usage.meter import Meter
 
@@ -409,10 +409,8 @@ class Exchange:
             self.request_id,
         )
         closes = connection.closes_after_answer or not request.keep_alive
-        if ended and head.media != EVENT_STREAM and not head.encoding:
+        if ended and head.media != EVENT_STREAM and not head.encoding and plan.edit is None:
             # All of it at once, as most buffered answers come: no relay, no meter to set up.
-            if plan.edit is not None and head.status == 200:
-                body = plan.edit(body)
             connection.write(whole_answer(request, head, extra, body, closes))
             self.bytes_out = len(body)
             self._upstream = None
@@ -423,12 +421,11 @@ class Exchange:
             connection.done(not closes)
             return
         meter = self._meter = make_meter(plan, head, self._injected)
-        write = connection.write
         strips = self._injected and head.status < 400 and not head.encoding
-        if plan.edit is not None and head.status == 200 and not head.encoding:
-            relay: Relay = EditedRelay(write, request, head, plan.edit, closing=closes)
+        if plan.edit is not None and head.status < 300:
+            relay: Relay = EditedRelay(connection.write, request, head, plan.edit, closing=closes)
         else:
-            relay = Relay(write, request, head, strips=strips, closing=closes)
+            relay = Relay(connection.write, request, head, strips=strips, closing=closes)
         self._relay = relay
         if relay.strips:
             out = meter.feed(body) if body else b""
@@ -549,6 +546,9 @@ class Exchange:
 
     def _end(self, reason: str, complete: bool) -> None:
         """The answer is over, whole or not."""
+        if complete and self._relay is not None and not self._relay.begun:
+            self._refuse(upstream_failure("unreadable"))
+            return
         verdict = self._verdict(complete)
         if verdict.error and reason == "ok":
             reason = "upstream_error_event"

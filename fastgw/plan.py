@@ -35,7 +35,8 @@ if TYPE_CHECKING:
     from fastgw.config.tables import Config, Route, Upstream
     from fastgw.http1.request import RequestHead
     from fastgw.metrics import ExchangeSeries
-    from fastgw.policy.ledger import Account, Ledger
+    from fastgw.policy.account import Account
+    from fastgw.policy.ledger import Ledger
     from fastgw.upstream.pool import Pool
 
 _DROPPED = HOP_BY_HOP | {
@@ -120,7 +121,7 @@ class Plan:
         self.strict = False
         self.counts = False  # an answer without usage is counted
         self.echoes = False  # the answer repeats JSON of the client's
-        self.edit: Callable[[bytes], bytes] | None = None  # what becomes of an answer's body
+        self.edit: Callable[[bytes], bytes | None] | None = None  # what becomes of an answer's body
         self.asks_usage = False  # streams are asked for their usage
         self.request_id = b""
         self.facts: Facts = Facts({}, _no_header, "", "")

@@ -17,7 +17,14 @@ import orjson
 from fastgw.http1.body import LAST_CHUNK, chunk
 from fastgw.http1.serialize import status_line
 from fastgw.usage import openai
-from fastgw.usage.meter import NO_METER, JsonMeter, Meter, OpaqueMeter, StreamMeter
+from fastgw.usage.meter import (
+    NO_METER,
+    InflatingMeter,
+    JsonMeter,
+    Meter,
+    OpaqueMeter,
+    StreamMeter,
+)
 from fastgw.usage.payload import read_object
 
 if TYPE_CHECKING:
@@ -41,9 +48,12 @@ def make_meter(plan: Plan, head: ResponseHead, strip: bool) -> Meter:
     compressed = head.encoding in COMPRESSED
     if head.encoding and not compressed:
         return OpaqueMeter() if plan.counts else NO_METER
+    meter: Meter
     if head.media == EVENT_STREAM:
-        return StreamMeter(openai, strip=strip, counts=plan.counts, compressed=compressed)
-    return JsonMeter(openai, counts=plan.counts, echoes=plan.echoes, compressed=compressed)
+        meter = StreamMeter(openai, strip=strip and not compressed, counts=plan.counts)
+    else:
+        meter = JsonMeter(openai, counts=plan.counts, echoes=plan.echoes)
+    return InflatingMeter(meter) if compressed else meter
 
 
 def whole_answer(
@@ -61,23 +71,30 @@ def whole_answer(
     return b"%b%b%b%b\r\n%b" % (status_line(head.status), head.fields, extra, framing, body)
 
 
-def only_models(allows: Callable[[str], bool], body: bytes) -> bytes:
-    """A list of models (`{"data": [{"id": …}]}`) without those that may not be used."""
+def only_models(allows: Callable[[str], bool], body: bytes) -> bytes | None:
+    """A list of models (`{"data": [{"id": …}]}`) without those that may not be used; None where it
+    cannot be read. A JSON object without a list is passed on as it is."""
     message = read_object(body)
-    listed = message.get("data") if message is not None else None
-    if message is None or not isinstance(listed, list):
-        return body
-    message["data"] = [
-        each
-        for each in listed
-        if not isinstance(each, dict) or not isinstance(name := each.get("id"), str) or allows(name)
-    ]
-    return orjson.dumps(message)
+    if message is None:
+        return None
+    found = False
+    for place in ("data", "models"):  # llama.cpp has both
+        listed = message.get(place)
+        if isinstance(listed, list):
+            found = True
+            message[place] = [
+                each
+                for each in listed
+                if not isinstance(each, dict)
+                or not isinstance(name := each.get("id") or each.get("name"), str)
+                or allows(name)
+            ]
+    return orjson.dumps(message) if found else body
 
 
 class Relay:
     """One answer on its way. `sent` counts the body bytes given to the client; `begun` says that it
-    has any of it."""
+    has any of it: where it has none at the end, the answer cannot be shown."""
 
     __slots__ = (
         "_chunked",
@@ -165,8 +182,9 @@ class Relay:
 
 
 class EditedRelay(Relay):
-    """A short answer that is read to its end and written as `edit` makes it. One that turns out
-    longer than MAX_EDITED is passed on as it is."""
+    """A short answer that is read to its end and written as `edit` makes it. Of one that `edit`
+    cannot read (None), that is compressed or longer than MAX_EDITED, not a byte is written: what
+    was to be taken out might be in it."""
 
     __slots__ = ("_edit", "_extra", "_head", "_pieces", "_request", "_size")
 
@@ -175,7 +193,7 @@ class EditedRelay(Relay):
         write: Callable[[bytes], object],
         request: RequestHead,
         head: ResponseHead,
-        edit: Callable[[bytes], bytes],
+        edit: Callable[[bytes], bytes | None],
         *,
         closing: bool,
     ) -> None:
@@ -197,18 +215,15 @@ class EditedRelay(Relay):
 
     def body(self, data: bytes, framed: bytes | None, ended: bool) -> None:
         """Keep more; write when all is here."""
-        if self.begun:
-            super().body(data, framed, ended)
+        self._size += len(data)
+        if self._head.encoding or self._size > MAX_EDITED:
+            self._pieces.clear()
             return
         self._pieces.append(data)
-        self._size += len(data)
-        if ended:
-            body = self._edit(b"".join(self._pieces))
+        if not ended:
+            return
+        body = self._edit(b"".join(self._pieces)) if self._size else b""
+        if body is not None:
             self.begun = True
             self.sent = len(body)
             self._write(whole_answer(self._request, self._head, self._extra, body, self.closes))
-        elif self._size > MAX_EDITED:
-            self.begun = True
-            body = b"".join(self._pieces)
-            self._pieces.clear()
-            super().begin(self._request, self._head, self._extra, body, False)

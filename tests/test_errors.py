@@ -47,7 +47,7 @@ def test_a_request_whose_end_is_in_doubt_closes_and_others_do_not() -> None:
 @pytest.mark.parametrize(
     ("reason", "status"),
     [("refused", 502), ("reset", 502), ("broken", 502), ("malformed", 502), ("timeout", 504),
-     ("stalled", 504), ("full", 503)],
+     ("stalled", 504), ("full", 503), ("unreadable", 502)],
 )  # fmt: skip
 def test_every_reason_of_the_upstream_rooms_has_a_refusal(reason: str, status: int) -> None:
     assert upstream_failure(reason).status == status

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gzip
 import json
+from functools import partial
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -16,7 +18,7 @@ from fastgw.http1.request import RequestHead, read_request_head
 from fastgw.http1.response import ResponseHead, read_response_head
 from fastgw.plan import Plan
 from fastgw.relay import MAX_EDITED, EditedRelay, Relay, make_meter, only_models, whole_answer
-from fastgw.usage.meter import NO_METER, JsonMeter, OpaqueMeter, StreamMeter
+from fastgw.usage.meter import NO_METER, InflatingMeter, JsonMeter, OpaqueMeter, StreamMeter
 
 EXTRA = b"x-request-id: r1\r\n"
 SSE = b"Content-Type: text/event-stream; charset=utf-8"
@@ -215,8 +217,8 @@ def plan(**more: bool) -> Plan:
     [
         (answered(JSON), JsonMeter),
         (answered(SSE), StreamMeter),
-        (answered(SSE, b"Content-Encoding: gzip"), StreamMeter),
-        (answered(JSON, b"Content-Encoding: deflate"), JsonMeter),
+        (answered(SSE, b"Content-Encoding: gzip"), InflatingMeter),
+        (answered(JSON, b"Content-Encoding: deflate"), InflatingMeter),
         (answered(JSON, b"Content-Encoding: br"), OpaqueMeter),
         (answered(JSON, b"Content-Encoding: identity"), JsonMeter),
         (answered(JSON, status=429), type(NO_METER)),  # an error of the provider costs nothing
@@ -240,16 +242,34 @@ MODELS = b'{"object":"list","data":[{"id":"a"},{"id":"b","x":1},{"id":"c"}],"mor
 
 
 def test_a_list_of_models_without_those_that_may_not_be_used() -> None:
-    assert json.loads(only_models(lambda name: name != "b", MODELS)) == {
+    assert json.loads(only_models(lambda name: name != "b", MODELS) or b"") == {
         "object": "list",
         "data": [{"id": "a"}, {"id": "c"}],
         "more": False,
     }
 
 
-@pytest.mark.parametrize("body", [b"", b"not json", b"[]", b'{"data":null}', b'{"error":{}}'])
+def test_models_are_taken_out_of_each_list_that_an_answer_has() -> None:
+    """llama.cpp lists them twice."""
+    body = (
+        b'{"models":[{"name":"a"},{"name":"b"},{"id":"a","name":"b"}],"data":[{"id":"b"},{"x":1}]}'
+    )
+    found = only_models(lambda name: name != "b", body)
+    assert found is not None
+    assert json.loads(found) == {
+        "models": [{"name": "a"}, {"id": "a", "name": "b"}],
+        "data": [{"x": 1}],
+    }
+
+
+@pytest.mark.parametrize("body", [b'{"data":null}', b'{"error":{}}'])
 def test_what_is_no_list_of_models_stays_as_it_is(body: bytes) -> None:
     assert only_models(lambda name: False, body) == body
+
+
+@pytest.mark.parametrize("body", [b"not json", b'[{"id":"b"}]', MODELS[:-1], gzip.compress(MODELS)])
+def test_what_cannot_be_read_is_no_list_without_something(body: bytes) -> None:
+    assert only_models(lambda name: False, body) is None
 
 
 @given(st.lists(st.integers(0, len(MODELS)), max_size=4), st.booleans(), st.integers(0, 1))
@@ -277,16 +297,36 @@ def test_an_edited_answer_has_the_length_of_what_it_became(
     assert (found.fields.get(b"connection") == b"close") is one.closes
 
 
-def test_an_answer_too_long_to_edit_passes_as_it_is() -> None:
+@pytest.mark.parametrize(
+    ("head", "body"),
+    [
+        (answered(JSON, UNSIZED), MODELS + b" " * MAX_EDITED),
+        (answered(JSON, UNSIZED, b"Content-Encoding: gzip"), gzip.compress(MODELS)),
+        (answered(JSON, UNSIZED, b"Content-Encoding: br"), MODELS),
+        (answered(JSON, UNSIZED), b"\x8b" + MODELS),
+    ],
+    ids=["too long", "gzip", "another coding", "no JSON"],
+)
+@pytest.mark.parametrize("size", [65536, 8 * 1024 * 1024])
+def test_of_an_answer_that_cannot_be_edited_nothing_is_shown(
+    head: ResponseHead, body: bytes, size: int
+) -> None:
+    written: list[bytes] = []
+    edit = partial(only_models, lambda name: name != "b")
+    one = EditedRelay(written.append, asked(), head, edit, closing=False)
+    one.begin(asked(), head, EXTRA, body[:size], len(body) <= size)
+    for at in range(size, len(body), size):
+        one.body(body[at : at + size], None, at + size >= len(body))
+        assert one._size <= at + size
+        assert sum(map(len, one._pieces)) <= MAX_EDITED
+    assert (written, one.begun, one.sent) == ([], False, 0)
+
+
+def test_a_list_of_the_greatest_length_is_edited() -> None:
     written: list[bytes] = []
     head, request = answered(JSON, UNSIZED), asked()
-    one = EditedRelay(written.append, request, head, lambda body: b"edited", closing=False)
+    one = EditedRelay(written.append, request, head, lambda body: body[:9], closing=False)
     one.begin(request, head, EXTRA, b"a" * MAX_EDITED, False)
-    assert written == []
-    one.body(b"b", None, False)
-    assert one.begun
-    one.body(b"c", chunk(b"c"), False)
     one.body(b"", None, True)
-    found = read(b"".join(written))
-    assert (found.body, found.end) == (b"a" * MAX_EDITED + b"bc", "stays")
-    assert one.sent == MAX_EDITED + 2
+    assert read(b"".join(written)).body == b"a" * 9
+    assert one.begun

@@ -105,7 +105,6 @@ class StreamMeter:
         "_dialect",
         "_first",
         "_framer",
-        "_inflater",
         "_kept",
         "_last",
         "_passed",
@@ -119,14 +118,12 @@ class StreamMeter:
         *,
         strip: bool = False,
         counts: bool = True,
-        compressed: bool = False,
     ) -> None:
-        """`counts`: a stream without usage is counted. `compressed`: by gzip or deflate."""
+        """`counts`: a stream without usage is counted."""
         self._dialect = dialect
         self._counts = counts
         self._framer = EventFramer()
-        self._strip = strip and not compressed
-        self._inflater = Inflater() if compressed else None
+        self._strip = strip
         self._usage: dict[str, Any] = {}
         self._blocks: list[bytes] = []
         self._kept = 0
@@ -139,8 +136,7 @@ class StreamMeter:
 
     def feed(self, data: bytes) -> bytes:
         """Look at `data`; return what may go to the client now."""
-        plain = data if self._inflater is None else self._inflater.feed(data)
-        block = self._framer.feed(plain)
+        block = self._framer.feed(data)
         if not block:
             out = self._hold(data) if self._strip else data
             if self._framer.held > MAX_EVENT:
@@ -237,9 +233,7 @@ class StreamMeter:
     @property
     def between_events(self) -> bool:
         """Whether the client has no part of an unfinished event."""
-        return self._inflater is None and (
-            not self._framer.held or (self._strip and not self._passed)
-        )
+        return not self._framer.held or (self._strip and not self._passed)
 
     def finish(self, complete: bool, prompt: Callable[[], int]) -> Metered:
         """The verdict; see Meter."""
@@ -314,7 +308,7 @@ def _events_with_usage(block: bytes) -> Iterator[tuple[int, int]]:
 class JsonMeter:
     """Watches a buffered answer: keeps it (a large one: its ends) and reads it when it is over."""
 
-    __slots__ = ("_compressed", "_counts", "_dialect", "_echoes", "_head", "_pieces", "_size")
+    __slots__ = ("_counts", "_dialect", "_echoes", "_head", "_pieces", "_size")
 
     def __init__(
         self,
@@ -322,14 +316,12 @@ class JsonMeter:
         *,
         counts: bool = True,
         echoes: bool = False,
-        compressed: bool = False,
     ) -> None:
         """`counts`: an answer without usage is counted. `echoes`: the answer repeats JSON of the
         client's, so that the end alone cannot be believed."""
         self._dialect = dialect
         self._counts = counts
         self._echoes = echoes
-        self._compressed = compressed
         self._pieces: list[bytes] = []
         self._head = b""
         self._size = 0
@@ -338,7 +330,7 @@ class JsonMeter:
         """Keep `data`; it goes to the client as it is."""
         self._pieces.append(data)
         self._size += len(data)
-        if self._size > KEEP_BODY and not self._compressed:
+        if self._size > KEEP_BODY:
             body = b"".join(self._pieces)
             if not self._head:
                 self._head = body[:TAIL]
@@ -358,8 +350,6 @@ class JsonMeter:
     def finish(self, complete: bool, prompt: Callable[[], int]) -> Metered:
         """The verdict; see Meter."""
         body = self._pieces[0] if len(self._pieces) == 1 else b"".join(self._pieces)
-        if self._compressed:
-            body = Inflater().feed(body)
         if not self._head and (complete or read_object(body) is not None):
             # All of it; or all but the end of the message.
             return read_answer(self._dialect, body, self._counts, self._echoes, prompt)
@@ -411,6 +401,47 @@ def _search_tail(dialect: Dialect, body: bytes, head: bytes) -> Metered | None:
         return None
     model = _MODEL.search(tail) or _MODEL.search(head)
     return Metered(normal, model[1].decode("utf-8", "replace") if model else "", False)
+
+
+class InflatingMeter:
+    """Watches an answer compressed by gzip or deflate: it passes as it came, and `inner` is shown
+    what it holds, a slice at a time.
+
+    Where the bytes cannot be read, or not to their end, and show no usage, they cost what text of
+    their length would: at least what OpaqueMeter takes.
+    """
+
+    __slots__ = ("_inflater", "_inner", "_size")
+
+    def __init__(self, inner: Meter) -> None:
+        self._inner = inner
+        self._inflater = Inflater()
+        self._size = 0
+
+    def feed(self, data: bytes) -> bytes:
+        """Show `data` to the inner meter; it goes to the client as it is."""
+        self._size += len(data)
+        for plain in self._inflater.feed(data):
+            self._inner.feed(plain)
+        return data
+
+    def rest(self) -> bytes:
+        """Nothing is ever held back."""
+        return b""
+
+    @property
+    def between_events(self) -> bool:
+        """An event of ours would not be compressed."""
+        return False
+
+    def finish(self, complete: bool, prompt: Callable[[], int]) -> Metered:
+        """The verdict; see Meter."""
+        failed = self._inflater.failed
+        found = self._inner.finish(complete and not failed, prompt)
+        made = -(-self._size // BYTES_PER_TOKEN)
+        if not failed or found.usage.source != "counted" or found.usage.output_tokens >= made:
+            return found
+        return found._replace(usage=found.usage._replace(output_tokens=made))
 
 
 class NoMeter:

@@ -12,6 +12,14 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
 MAX_INFLATED = 64 * 1024 * 1024
+"""Plain bytes of one compressed answer that are looked at."""
+
+MAX_AT_ONCE = 8 * 1024 * 1024
+"""Plain bytes that one read may come to: more holds the loop for longer than 25 ms, and no answer
+of a model is packed a hundred to one."""
+
+SLICE = 256 * 1024
+"""Plain bytes that are in memory at a time."""
 
 
 def read_object(data: bytes) -> dict[str, Any] | None:
@@ -49,8 +57,8 @@ def read_objects(pieces: Iterable[bytes]) -> Iterator[dict[str, Any]]:
 class Inflater:
     """Opens gzip and deflate bodies for the meter while the client gets the bytes as they came.
 
-    Stops, with `failed` set, at bytes that are not compressed as announced and past MAX_INFLATED
-    bytes: the meter then knows only what it saw.
+    Stops, with `failed` set, at bytes that are not compressed as announced, past MAX_INFLATED bytes
+    and past MAX_AT_ONCE of one read: the meter then knows only what it saw.
     """
 
     __slots__ = ("_left", "_zlib", "failed")
@@ -60,20 +68,24 @@ class Inflater:
         self._left = MAX_INFLATED
         self.failed = False
 
-    def feed(self, data: bytes) -> bytes:
-        """The plain bytes that `data` completes."""
-        if self.failed:
-            return b""
-        parts = []
-        try:
-            while data and self._left > 0:
-                plain = self._zlib.decompress(data, self._left)
-                parts.append(plain)
-                self._left -= len(plain)
-                data = self._zlib.unused_data  # of the next member (RFC 1952, 2.2)
-                if self._zlib.eof:
-                    self._zlib = zlib.decompressobj(47)
-        except zlib.error:
-            self.failed = True
-        self.failed = self.failed or self._left <= 0
-        return b"".join(parts)
+    def feed(self, data: bytes) -> Iterator[bytes]:
+        """The plain bytes that `data` completes, at most SLICE at a time."""
+        at_once = MAX_AT_ONCE
+        full = False  # zlib may hold more of what it has taken in
+        while (data or full) and not self.failed:
+            most = min(SLICE, self._left, at_once)
+            try:
+                plain = self._zlib.decompress(data, most)
+            except zlib.error:
+                self.failed = True
+                return
+            full = len(plain) == most
+            data = self._zlib.unconsumed_tail
+            if self._zlib.eof:
+                data, full = self._zlib.unused_data, False  # of the next member (RFC 1952, 2.2)
+                self._zlib = zlib.decompressobj(47)
+            self._left -= len(plain)
+            at_once -= len(plain)
+            if plain:
+                yield plain
+            self.failed = self._left <= 0 or at_once <= 0

@@ -184,7 +184,8 @@ class Recorder:
         loop.run_forever()
         server.close()
         for link in self.links:
-            link._transport.abort()
+            if not link.closed:
+                link._transport.abort()
         for play in self._plays:
             play.cancel()
         loop.run_until_complete(asyncio.sleep(_SHORT))

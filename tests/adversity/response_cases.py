@@ -13,6 +13,7 @@ Unless `kept`, the provider's connection must be closed and never used again.
 
 from __future__ import annotations
 
+import gzip
 from typing import NamedTuple
 
 from tests.adversity.recorder import CLOSE, GO, PAUSE, RESET
@@ -266,6 +267,30 @@ for status in (400, 401, 407, 429, 451, 500, 503, 599):
 add(Case("gzip that is none", "docs/http.md", (
     OK + b"Content-Encoding: gzip\r\n" + CL + b"\r\n" + JSON,), "whole", body=JSON, request="POST",
     kept=True))  # fmt: skip
+LISTED = b'{"object":"list","data":[{"id":"small"},{"id":"poison"}]}'
+for name, fields, body in (
+    ("gzip", b"Content-Encoding: gzip\r\n", gzip.compress(LISTED)),
+    ("a coding that it has not", b"Content-Encoding: br\r\n", LISTED),
+    ("gzip that it does not tell", b"", gzip.compress(LISTED)),
+    ("no JSON", b"", b"small, poison"),
+    ("JSON and more", b"", LISTED + b"x"),
+    ("more than 4 MiB", b"", LISTED + b" " * 4 * 1024 * 1024),
+):
+    for status in (200, 206):
+        line = b"HTTP/1.1 %d X\r\n" % status
+        add(Case(f"list of models, {name}, {status}", "docs/http.md", (
+            line + fields + b"Content-Length: %d\r\n\r\n" % len(body) + body,),
+            request="LIST", kept=True))  # fmt: skip
+    add(Case(f"list of models, {name}, in chunks", "docs/http.md", (
+        OK + fields + TE + b"\r\n" + chunk(body[:9]), PAUSE, chunk(body[9:]) + b"0\r\n\r\n"),
+        request="LIST", kept=True))  # fmt: skip
+    add(Case(f"list of models, {name}, until close", "docs/http.md", (
+        OK + fields + b"\r\n" + body, CLOSE), request="LIST"))  # fmt: skip
+add(Case("list of models", "docs/http.md", (
+    OK + b"Content-Length: %d\r\n\r\n" % len(LISTED) + LISTED,), "whole",
+    body=b'{"object":"list","data":[{"id":"small"}]}', request="LIST", kept=True))  # fmt: skip
+add(Case("list of models that breaks off", "RFC 9112, 8", (
+    OK + b"Content-Length: 999\r\n\r\n" + LISTED, PAUSE, CLOSE), request="LIST"))  # fmt: skip
 add(Case("chunks in odd but sound form", "RFC 9112, 7.1", (
     CHUNKED + b"0003;a=b\r\n" + JSON[:3] + b"\r\n004 ; c\r\n", PAUSE, JSON[3:] + b"\r", PAUSE,
     b"\n000\r\n", PAUSE, b"\r\n"), "whole", body=JSON, kept=True))  # fmt: skip

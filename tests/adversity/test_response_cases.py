@@ -42,6 +42,7 @@ REQUESTS = {
     "HEAD": _ask(b"HEAD /openai/models HTTP/1.1"),
     "UPGRADE": _ask(b"GET /openai/models HTTP/1.1", b"Connection: Upgrade", b"Upgrade: x"),
     "1.0": _ask(b"GET /openai/models HTTP/1.0"),
+    "LIST": _ask(b"GET /small/models HTTP/1.1"),
     "POST": _post(_CHAT),
     "STREAM": _post(_STREAM),
 }
@@ -49,11 +50,17 @@ REQUESTS = {
 
 GUARDS = 'first_byte_timeout = "8s"\nidle_timeout = "8s"'
 """What must be refused at once is a 504 if it is waited for."""
+SMALL = """
+[[routes]]
+path_prefix = "/small"
+upstream = "stub"
+models = ["small"]
+"""
 
 
 @pytest.fixture(scope="module")
 def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
-    with staged(tmp_path_factory.mktemp("responses"), upstream=GUARDS) as stage:
+    with staged(tmp_path_factory.mktemp("responses"), upstream=GUARDS, more=SMALL) as stage:
         yield stage
 
 
@@ -61,6 +68,7 @@ def assert_sees(case: Case, answer: Answer, client: Client) -> None:
     if case.sees == "refused":
         assert (answer.status, answer.complete) == (502, True), answer
         assert orjson.loads(answer.body)["error"]["code"] == "upstream_unavailable"
+        assert b"poison" not in answer.body
         return
     assert answer.status == case.status, answer
     assert answer.complete is (case.sees == "whole"), answer

@@ -1,6 +1,9 @@
+from __future__ import annotations
+
 import gzip
 import zlib
 from itertools import pairwise
+from typing import TYPE_CHECKING
 
 import orjson
 import pytest
@@ -9,7 +12,20 @@ from hypothesis import strategies as st
 
 from fastgw.model import Usage
 from fastgw.usage import openai
-from fastgw.usage.meter import HELD_EVENT, KEEP_BODY, KEEP_BYTES, JsonMeter, Metered, StreamMeter
+from fastgw.usage.meter import (
+    HELD_EVENT,
+    KEEP_BODY,
+    KEEP_BYTES,
+    InflatingMeter,
+    JsonMeter,
+    Meter,
+    Metered,
+    StreamMeter,
+)
+from fastgw.usage.payload import MAX_AT_ONCE, SLICE
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 
 def event(value: object) -> bytes:
@@ -178,12 +194,80 @@ def test_responses_report_in_their_last_event() -> None:
     assert found == Metered(Usage(53, 469, 3, 0, 448, "reported"), "m-2", False)
 
 
-def test_compressed_streams_are_read_and_passed_on_as_they_are() -> None:
-    for pack in (gzip.compress, zlib.compress):
-        packed = pack(TEXT + EXTRA + DONE)
-        out, found = watch(packed, [1, 5, 20], strip=True, compressed=True)
-        assert out == packed
-        assert found.usage == Usage(10, 9, source="reported")
+PACKS: list[Callable[[bytes], bytes]] = [gzip.compress, zlib.compress]
+
+
+@pytest.mark.parametrize("pack", PACKS)
+def test_compressed_streams_are_read_and_passed_on_as_they_are(
+    pack: Callable[[bytes], bytes],
+) -> None:
+    packed = pack(TEXT + EXTRA + DONE)
+    out, found = inflate(packed, StreamMeter(openai), 5)
+    assert out == packed
+    assert found.usage == Usage(10, 9, source="reported")
+
+
+def inflate(data: bytes, inner: Meter, size: int = 65536) -> tuple[bytes, Metered]:
+    """A compressed answer in pieces of `size`, which its provider ended soundly."""
+    meter = InflatingMeter(inner)
+    assert not meter.between_events
+    out = b"".join(meter.feed(data[at : at + size]) for at in range(0, len(data), size))
+    return out + meter.rest(), meter.finish(True, lambda: 7)
+
+
+INNERS = [lambda: StreamMeter(openai), lambda: JsonMeter(openai)]
+
+
+@pytest.mark.parametrize("inner", INNERS)
+@pytest.mark.parametrize("size", [1, 400, 65536])
+def test_what_is_not_compressed_as_it_says_costs_its_bytes(
+    inner: Callable[[], Meter], size: int
+) -> None:
+    """As an answer in a coding that cannot be read: never zero for what was passed on."""
+    for data in (TEXT + DONE, b"\x1f\x8b\x08" + b"x" * 397, b"{}" * 200):
+        out, found = inflate(data, inner(), size)
+        assert out == data
+        assert found.usage == Usage(7, -(-len(data) // 4), source="counted")
+
+
+def test_what_was_read_before_the_damage_counts_if_it_is_more() -> None:
+    text = delta("x" * 4000) * 10
+    _, found = inflate(gzip.compress(text) + b"damage", StreamMeter(openai))
+    assert found.usage == Usage(7, 10_000, source="counted")
+    _, found = inflate(gzip.compress(TEXT) + b"d" * 4000, StreamMeter(openai))
+    assert found.usage.source == "counted"
+    assert found.usage.output_tokens >= 1000
+    _, found = inflate(gzip.compress(TEXT + EXTRA + DONE) + b"\0" * 4000, StreamMeter(openai))
+    assert found.usage == Usage(10, 9, source="reported")
+    body = orjson.dumps({"choices": [], "usage": USAGE})
+    _, found = inflate(gzip.compress(body) + b"\0" * 4000, JsonMeter(openai))
+    assert found.usage == Usage(10, 9, source="reported")
+
+
+def test_what_only_reports_is_not_counted_whatever_its_bytes() -> None:
+    for inner in (StreamMeter(openai, counts=False), JsonMeter(openai, counts=False)):
+        assert inflate(b"no gzip", inner)[1].usage == Usage()
+
+
+@pytest.mark.parametrize("pack", PACKS)
+def test_of_a_large_compressed_answer_little_is_kept(pack: Callable[[bytes], bytes]) -> None:
+    body = orjson.dumps(
+        {"data": [{"embedding": "A" * 30_000_000}], "model": "embed", "usage": {"prompt_tokens": 5}}
+    )
+    packed = pack(body)
+    inner = JsonMeter(openai)
+    meter = InflatingMeter(inner)
+    for at in range(0, len(packed), 4096):
+        meter.feed(packed[at : at + 4096])
+        assert sum(map(len, inner._pieces)) <= KEEP_BODY + SLICE
+    assert meter.finish(True, lambda: 7) == Metered(Usage(5, 0, source="reported"), "embed", False)
+
+
+def test_a_bomb_is_kept_in_part_and_costs_what_was_seen_of_it() -> None:
+    inner = JsonMeter(openai)
+    _, found = inflate(gzip.compress(b"0" * 100_000_000), inner, 2**20)
+    assert sum(map(len, inner._pieces)) <= KEEP_BODY + SLICE
+    assert found.usage == Usage(7, MAX_AT_ONCE // 4, source="counted")
 
 
 def test_a_huge_event_is_not_held_back() -> None:
@@ -268,7 +352,7 @@ class TestJson:
 
     def test_gzip(self) -> None:
         body = gzip.compress(orjson.dumps({"choices": [], "usage": USAGE}))
-        assert self.watch(body, compressed=True).usage.total_tokens == 19
+        assert inflate(body, JsonMeter(openai), 9)[1].usage.total_tokens == 19
 
     def test_unknown_operations_are_charged_only_what_is_reported(self) -> None:
         assert self.watch(b'{"data": []}', counts=False).usage == Usage()

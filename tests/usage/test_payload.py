@@ -10,7 +10,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fastgw.usage.payload import Inflater, read_object, read_objects
+from fastgw.usage.payload import (
+    MAX_AT_ONCE,
+    MAX_INFLATED,
+    SLICE,
+    Inflater,
+    read_object,
+    read_objects,
+)
+
+
+def opened(inflater: Inflater, data: bytes) -> bytes:
+    return b"".join(inflater.feed(data))
 
 
 def test_what_orjson_refuses_and_providers_send() -> None:
@@ -33,7 +44,7 @@ def test_no_object(data: bytes) -> None:
 def test_no_bytes_raise(data: bytes) -> None:
     read_object(data)
     list(read_objects([data, b'{"a":1}']))
-    Inflater().feed(data)
+    b"".join(Inflater().feed(data))
 
 
 def test_depth_does_not_raise() -> None:
@@ -56,7 +67,7 @@ def test_many_are_read_as_each_would_be(pieces: list[bytes]) -> None:
 def test_cuts_do_not_matter(data: bytes, size: int, zipped: bool) -> None:
     packed = gzip.compress(data) if zipped else zlib.compress(data)
     inflater = Inflater()
-    parts = [inflater.feed(packed[at : at + size]) for at in range(0, len(packed), size)]
+    parts = [opened(inflater, packed[at : at + size]) for at in range(0, len(packed), size)]
     assert b"".join(parts) == data
     assert not inflater.failed
 
@@ -67,16 +78,44 @@ def test_the_members_of_a_gzip_body_are_one_text(texts: list[bytes], size: int) 
     packed = b"".join(map(gzip.compress, texts))
     for step in (size, len(packed)):
         inflater = Inflater()
-        parts = [inflater.feed(packed[at : at + step]) for at in range(0, len(packed), step)]
+        parts = [opened(inflater, packed[at : at + step]) for at in range(0, len(packed), step)]
         assert b"".join(parts) == b"".join(texts)
 
 
-def test_bytes_that_are_not_compressed_and_bombs_end_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_slices_lose_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of what zlib has taken in it may still hold a part when a slice is full."""
+    for size in (1, 2, 7, 300):
+        monkeypatch.setattr("fastgw.usage.payload.SLICE", size)
+        for data in (b"x" * 5000, b"abc" * 900, bytes(range(256)) * 5):
+            inflater = Inflater()
+            found = list(inflater.feed(gzip.compress(data)))
+            assert b"".join(found) == data
+            assert max(map(len, found)) <= size
+            assert not inflater.failed
+
+
+def test_bytes_that_are_not_compressed_end_it() -> None:
     inflater = Inflater()
-    assert inflater.feed(b"plain text") == b""
+    assert opened(inflater, b"plain text") == b""
     assert inflater.failed
-    assert inflater.feed(gzip.compress(b"x")) == b""
-    monkeypatch.setattr("fastgw.usage.payload.MAX_INFLATED", 1000)
+    assert opened(inflater, gzip.compress(b"x")) == b""
+
+
+@pytest.mark.parametrize("bound", ["MAX_INFLATED", "MAX_AT_ONCE"])
+def test_bombs_end_it(monkeypatch: pytest.MonkeyPatch, bound: str) -> None:
+    monkeypatch.setattr(f"fastgw.usage.payload.{bound}", 1000)
     bomb = Inflater()
-    assert len(bomb.feed(gzip.compress(b"0" * 10_000_000))) == 1000
+    assert len(opened(bomb, gzip.compress(b"0" * 10_000_000))) == 1000
     assert bomb.failed
+
+
+def test_a_read_may_come_to_much_and_all_of_them_to_more() -> None:
+    packed = gzip.compress(b"0" * MAX_INFLATED)
+    inflater = Inflater()
+    size = sum(len(opened(inflater, packed[at : at + 4096])) for at in range(0, len(packed), 4096))
+    assert size == MAX_INFLATED
+    at_once = Inflater()
+    pieces = list(at_once.feed(packed))
+    assert sum(map(len, pieces)) == MAX_AT_ONCE
+    assert max(map(len, pieces)) == SLICE
+    assert at_once.failed

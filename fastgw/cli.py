@@ -1,4 +1,4 @@
-"""The command line: serve, check, demo, budgets.
+"""The command line: serve, check, demo, budgets, audit, stub.
 
 Exit codes: 0 ok, 1 failed, 2 bad usage or configuration. Heavy rooms are imported by the command
 that needs them, so that `--help` and `check` answer at once.
@@ -12,6 +12,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 import fastgw
+from fastgw.demo.options import add_options
 from fastgw.errors import ConfigError, StoreUnavailable
 
 if TYPE_CHECKING:
@@ -24,6 +25,9 @@ _EXAMPLES = {
     "check": "example: fastgw check --config /etc/fastgw",
     "demo": "example: fastgw demo --port 8080",
     "budgets": "example: fastgw budgets --config config.toml --key alice",
+    "audit": "example: fastgw audit --config config.toml --stub-log stub.jsonl "
+    "--access-log access.log",
+    "stub": "example: fastgw stub --listen 127.0.0.1:8000 --log stub.jsonl",
 }
 
 
@@ -75,6 +79,24 @@ def _parser() -> argparse.ArgumentParser:
     _add_config(budgets)
     budgets.add_argument("--key", metavar="NAME", help="only the accounts of this key")
     budgets.add_argument("--format", choices=("table", "csv", "json"), default="table")
+
+    audit = command("audit", _audit, "compare what a provider reported with what the store holds")
+    _add_config(audit)
+    for name, text, needed in (
+        ("--stub-log", "the provider's log, as `fastgw stub --log` writes it", True),
+        ("--access-log", "the gateway's access log: compares each exchange", False),
+    ):
+        audit.add_argument(
+            name,
+            action="append",
+            metavar="FILE",
+            required=needed,
+            default=None if needed else [],
+            help=f"{text}; may be repeated",
+        )
+    audit.add_argument("--format", choices=("table", "json"), default="table")
+
+    add_options(command("stub", _stub, "run the built-in provider by itself"))
     return parser
 
 
@@ -149,6 +171,26 @@ def _budgets(options: argparse.Namespace) -> int:
         rows = rows_of_key(rows, config, options.key)
     print(render_rows(rows, options.format), end="")
     return 0
+
+
+def _audit(options: argparse.Namespace) -> int:
+    import asyncio
+
+    from fastgw.audit import audit, render
+
+    config = _load(options)
+    if config.store.url == "memory:":
+        print("fastgw: a store in memory ends with its process: no audit", file=sys.stderr)
+        return 2
+    found = asyncio.run(audit(config, options.stub_log, options.access_log))
+    print(render(found, options.format), end="")
+    return 0 if found.equal else 1
+
+
+def _stub(options: argparse.Namespace) -> int:
+    from fastgw.demo.provider import run
+
+    return run(options)
 
 
 def _start_logging(level: int = logging.INFO) -> None:

@@ -7,7 +7,7 @@
 Answers are deterministic and made once; `behaviour` says what can be asked for, faults included. It
 is no example of a strict server: it reads what the gateway sends, fast.
 
-    python -m fastgw.demo.provider --listen 127.0.0.1:8000 --behaviour "events=50;pace=0.02"
+    fastgw stub --listen 127.0.0.1:8000 --behaviour "events=50;pace=0.02" --log stub.jsonl
 """
 
 from __future__ import annotations
@@ -28,6 +28,8 @@ import uvloop
 
 from fastgw.demo import answers
 from fastgw.demo.behaviour import Behaviour
+from fastgw.demo.options import add_options
+from fastgw.demo.stub_log import Line, StubLog, said_by_body, said_by_events
 
 _OPERATIONS = {
     b"/chat/completions": "chat",
@@ -37,6 +39,8 @@ _OPERATIONS = {
     b"/models": "models",
 }
 _LOG_LIMIT = 100_000
+_ANSWERS = ("", "cut", "reset", "stall", "error_event")
+"""Faults in which an answer is begun."""
 _REASONS = {200: b"OK", 400: b"Bad Request", 404: b"Not Found", 429: b"Too Many Requests",
             500: b"Internal Server Error"}  # fmt: skip
 
@@ -48,8 +52,12 @@ class StubProvider:
     reported; 0 where none was), `events` sent, `end` (done, client_closed or the fault).
     """
 
-    def __init__(self, behaviour: str = "", keep_log: bool = True) -> None:
+    def __init__(
+        self, behaviour: str = "", keep_log: bool = True, books: StubLog | None = None
+    ) -> None:
+        """`books`: gets a line for each exchange; closed with the provider."""
         self.behaviour = Behaviour().changed(behaviour)
+        self.books = books
         self.keep_log = keep_log
         self.log: list[dict[str, Any]] = []
         self.last = b""
@@ -84,6 +92,12 @@ class StubProvider:
         for connection in list(self.connections):
             connection.transport.abort()
         await asyncio.sleep(0)
+        if self.books is not None:
+            for _ in range(100):
+                if self.connections:  # each has a line to write
+                    await asyncio.sleep(0)
+            self.books.close()
+            self.books = None
 
 
 class _Connection(asyncio.Protocol):
@@ -95,10 +109,14 @@ class _Connection(asyncio.Protocol):
         self._busy = False
         self._timer: asyncio.TimerHandle | None = None
         self._entry: dict[str, Any] | None = None
+        self._line: Line | None = None  # of the exchange that is not in the books yet
+        self._full = False  # the socket does not take what it was handed
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast("asyncio.Transport", transport)
         self._provider.connections.add(self)
+        if self._provider.books is not None:
+            self.transport.set_write_buffer_limits(0)  # so that we are told what it has taken
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._provider.connections.discard(self)
@@ -106,6 +124,17 @@ class _Connection(asyncio.Protocol):
             self._timer.cancel()
         if self._entry is not None and not self._entry["end"]:
             self._entry["end"] = "client_closed"
+        self._write_down()
+
+    def pause_writing(self) -> None:
+        self._full = True
+
+    def resume_writing(self) -> None:
+        self._full = False
+        if self._line is not None:
+            self._line.flushed = self._line.events
+            if self._line.over:
+                self._write_down()
 
     def data_received(self, data: bytes) -> None:
         self._buffer = self._buffer + data if self._buffer else data
@@ -148,6 +177,14 @@ class _Connection(asyncio.Protocol):
             self._send_json(400, orjson.dumps({"error": {"message": str(error)}}))
             return
         stream = request.get("stream") is True
+        if provider.books is not None:
+            self._write_down()
+            self._line = Line(
+                _header(head, lowered, b"x-request-id"),
+                _header(head, lowered, b"x-stub-account"),
+                request,
+                model,
+            )
         if provider.keep_log:
             entry = self._entry = {
                 "request_id": _header(head, lowered, b"x-request-id"),
@@ -176,6 +213,17 @@ class _Connection(asyncio.Protocol):
         self, operation: str, model: str, behaviour: Behaviour, stream: bool, asked: bool
     ) -> None:
         fault, _, at = behaviour.fault.partition(":")
+        streams = stream and operation != "embeddings"
+        if self._line is not None and operation and fault in _ANSWERS:
+            line = self._line
+            line.status = 200
+            line.usage = (behaviour.prompt, 0 if operation == "embeddings" else behaviour.output)
+            line.at_once = not streams or behaviour.split > 0
+            line.said = (
+                said_by_events(operation, model, behaviour, asked)
+                if streams
+                else (said_by_body(operation, model, behaviour),)
+            )
         if fault == "never":
             self._ended(fault)
         elif fault == "close":
@@ -191,7 +239,7 @@ class _Connection(asyncio.Protocol):
         elif not operation:
             self._ended("done")
             self._send_json(404, b'{"error":{"message":"the stub has no such path"}}')
-        elif stream and operation != "embeddings":
+        elif streams:
             _Stream(self, behaviour, answers.events(operation, model, behaviour, asked)).next()
             self._reported(behaviour, stream, asked, operation)
         elif fault:
@@ -225,6 +273,14 @@ class _Connection(asyncio.Protocol):
     def _ended(self, how: str) -> None:
         if self._entry is not None:
             self._entry["end"] = how
+        if self._line is not None:
+            self._line.end = how
+
+    def _write_down(self) -> None:
+        """The exchange is over, or the connection: put a line into the books."""
+        line, self._line = self._line, None
+        if line is not None and self._provider.books is not None:
+            self._provider.books.write(line.entry(not self._full))
 
     def _reset(self) -> None:
         sock = self.transport.get_extra_info("socket")
@@ -232,6 +288,8 @@ class _Connection(asyncio.Protocol):
         self.transport.abort()
 
     def _send_json(self, status: int, body: bytes) -> None:
+        if self._line is not None:
+            self._line.status = status
         self.transport.write(_head(status, b"application/json", len(body)) + body)
         self.finished()
 
@@ -248,6 +306,10 @@ class _Connection(asyncio.Protocol):
     def finished(self) -> None:
         """The answer is written: on to the next request."""
         self._busy = False
+        if self._line is not None:
+            self._line.over = True
+            if not self._full:
+                self._write_down()
         if self._buffer:
             self._read()
 
@@ -291,7 +353,7 @@ class _Stream:
             events = self._events[self._at : self._until]
             self._at = self._until
             if self._pack is not None:
-                self._send(self._pack(b"".join(events)), packed=True)
+                self._send(self._pack(b"".join(events)), packed=True, events=len(events))
             elif behaviour.split:
                 data = b"".join(
                     b"%x\r\n%b\r\n" % (len(event), event) if self._chunked else event
@@ -334,17 +396,27 @@ class _Stream:
             connection.finished()
 
     def _count(self, events: int) -> None:
-        if self._connection._entry is not None:
-            self._connection._entry["events"] += events
+        """So many events were handed to the socket."""
+        connection = self._connection
+        if connection._entry is not None:
+            connection._entry["events"] += events
+        line = connection._line
+        if line is not None:
+            line.events += events
+            if not connection._full:
+                line.flushed = line.events
 
-    def _send(self, data: bytes, framed: bool = True, packed: bool = False) -> None:
+    def _send(
+        self, data: bytes, framed: bool = True, packed: bool = False, events: int = 1
+    ) -> None:
         if framed:
-            self._count(1)
             if self._pack is not None and not packed:
                 data = self._pack(data)
             if self._chunked:
                 data = b"%x\r\n%b\r\n" % (len(data), data)
         self._connection.transport.write(data)
+        if framed:
+            self._count(events)
 
 
 class _Pieces:
@@ -449,7 +521,8 @@ async def _serve(options: argparse.Namespace) -> None:
     if options.tls_cert:
         tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
         tls.load_cert_chain(options.tls_cert)
-    provider = StubProvider(options.behaviour, not options.no_log)
+    books = StubLog(options.log) if options.log else None
+    provider = StubProvider(options.behaviour, not options.no_log, books)
     await provider.start(host, int(port), options.workers > 1, tls)
     stopping = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -459,15 +532,8 @@ async def _serve(options: argparse.Namespace) -> None:
     await provider.close()
 
 
-def main() -> int:
-    """`python -m fastgw.demo.provider`."""
-    parser = argparse.ArgumentParser(description="A stub LLM provider.")
-    parser.add_argument("--listen", default="127.0.0.1:8000", help="host:port; port 0: a free one")
-    parser.add_argument("--behaviour", default="", help="key=value;key=value for every request")
-    parser.add_argument("--no-log", action="store_true", help="keep no log of requests")
-    parser.add_argument("--workers", type=int, default=1, help="processes on the port")
-    parser.add_argument("--tls-cert", default="", help="PEM of key and chain: speak TLS")
-    options = parser.parse_args()
+def run(options: argparse.Namespace) -> int:
+    """Answer until SIGTERM or SIGINT; returns the exit code."""
     children: list[int] = []
     for _ in range(options.workers - 1):
         child = os.fork()
@@ -480,6 +546,13 @@ def main() -> int:
         os.kill(child, signal.SIGTERM)
         os.waitpid(child, 0)
     return 0
+
+
+def main() -> int:
+    """`python -m fastgw.demo.provider`."""
+    parser = argparse.ArgumentParser(description="A stub LLM provider.")
+    add_options(parser)
+    return run(parser.parse_args())
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import itertools
 import socket
+import ssl
 import struct
 import threading
 import time
@@ -27,9 +28,10 @@ if TYPE_CHECKING:
 PATIENCE = 30.0
 """Seconds until a test that waits for something gives up. Nothing is measured by it."""
 
-GO, PAUSE, CLOSE, RESET = "go", "pause", "close", "reset"
+GO, PAUSE, CLOSE, SEVER, RESET = "go", "pause", "close", "sever", "reset"
 """Steps of a script beside bytes: wait for `Recorder.go`; let the bytes so far arrive by
-themselves; end the connection with a FIN; end it with an RST."""
+themselves; end the connection with a FIN (over TLS with a close_notify before it); end it with a
+FIN alone; end it with an RST."""
 
 _SHORT = 0.02
 
@@ -137,6 +139,8 @@ class Link(asyncio.Protocol):
     async def play(self, steps: Sequence[bytes | str]) -> None:
         """Answer by script. One that ends without CLOSE or RESET leaves the connection open."""
         for step in steps:
+            if self.closed:
+                return
             if isinstance(step, bytes):
                 self._transport.write(step)
             elif step == GO:
@@ -145,6 +149,8 @@ class Link(asyncio.Protocol):
                 await asyncio.sleep(_SHORT)
             elif step == CLOSE:
                 self._transport.close()
+            elif step == SEVER:
+                self._transport.abort()
             else:
                 raw = self._transport.get_extra_info("socket")
                 raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
@@ -152,9 +158,10 @@ class Link(asyncio.Protocol):
 
 
 class Recorder:
-    """The provider, in a thread of its own. Use as a context manager."""
+    """The provider, in a thread of its own; with `tls` it speaks TLS. Use as a context manager."""
 
-    def __init__(self) -> None:
+    def __init__(self, tls: ssl.SSLContext | None = None) -> None:
+        self._tls = tls
         self.links: list[Link] = []
         self.messages: list[Message] = []
         self.scripts: dict[str, Script] = {}
@@ -177,7 +184,7 @@ class Recorder:
     def _run(self) -> None:
         loop = self._loop
         server = loop.run_until_complete(
-            loop.create_server(lambda: Link(self), "127.0.0.1", 0, backlog=512)
+            loop.create_server(lambda: Link(self), "127.0.0.1", 0, backlog=512, ssl=self._tls)
         )
         self.port = server.sockets[0].getsockname()[1]
         self._ready.set()
@@ -260,11 +267,16 @@ class Answer:
 
 
 class Client:
-    """A client that sends what it is told and reads what comes, one answer at a time."""
+    """A client that sends what it is told and reads what comes, one answer at a time. With `tls` it
+    speaks TLS to a gateway called localhost."""
 
-    def __init__(self, port: int) -> None:
+    def __init__(self, port: int, tls: ssl.SSLContext | None = None) -> None:
         self._sock = socket.create_connection(("127.0.0.1", port), timeout=PATIENCE)
         self._sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if tls is not None:
+            self._sock = tls.wrap_socket(
+                self._sock, server_hostname="localhost", suppress_ragged_eofs=False
+            )
         self._rest = b""
         self.reset = False
         self.on_bytes: Callable[[], None] | None = None
@@ -279,7 +291,7 @@ class Client:
         """All of `data`. A gateway that has refused already may not take the rest of it."""
         try:
             self._sock.sendall(data)
-        except (BrokenPipeError, ConnectionResetError):
+        except (BrokenPipeError, ConnectionResetError, ssl.SSLEOFError):
             self.reset = True
 
     def finish(self) -> None:
@@ -290,8 +302,8 @@ class Client:
         """What is there, b"" at the end; `reset` tells how it ended."""
         try:
             data = self._sock.recv(262144)
-        except ConnectionResetError:
-            self.reset = True
+        except (ConnectionResetError, ssl.SSLEOFError):
+            self.reset = True  # or, over TLS, an end that nobody vouches for
             return b""
         if data and self.on_bytes is not None:
             self.on_bytes()
@@ -358,9 +370,12 @@ def fill(data: bytes, name: str) -> bytes:
 class Stage:
     """The gateway of a whole table and its provider."""
 
-    def __init__(self, gateway: Gateway, recorder: Recorder) -> None:
+    def __init__(
+        self, gateway: Gateway, recorder: Recorder, tls: ssl.SSLContext | None = None
+    ) -> None:
         self.gateway = gateway
         self.recorder = recorder
+        self._tls = tls
         self._numbers = itertools.count()
 
     def name(self, kind: str) -> str:
@@ -368,7 +383,7 @@ class Stage:
         return f"{kind}-{next(self._numbers)}"
 
     def client(self) -> Client:
-        return Client(self.gateway.port)
+        return Client(self.gateway.port, self._tls)
 
     def good(self, client: Client) -> str:
         """One good request, and that the answer is its own. Returns its id."""
@@ -390,18 +405,30 @@ class Stage:
 
 
 @contextlib.contextmanager
-def staged(folder: Path, **settings: Any) -> Iterator[Stage]:
-    """One gateway for a whole table; it must end well and have met no error of its own."""
-    with Recorder() as recorder:
+def staged(
+    folder: Path,
+    *,
+    recorder_tls: ssl.SSLContext | None = None,
+    client_tls: ssl.SSLContext | None = None,
+    more: str = "",
+    **settings: Any,
+) -> Iterator[Stage]:
+    """One gateway for a whole table; it must end well and have met no error of its own. `@PORT@`
+    in `more` and `base_url` stands for the provider's port."""
+    with Recorder(recorder_tls) as recorder:
+        port = str(recorder.port)
+        if "base_url" in settings:
+            settings["base_url"] = settings["base_url"].replace("@PORT@", port)
         gateway = Gateway(
             folder,
             recorder.port,
             store="memory:",
             budgets=PER_USER.format(limit=10**12),
+            more=more.replace("@PORT@", port),
             **settings,
         )
         try:
-            yield Stage(gateway, recorder)
+            yield Stage(gateway, recorder, client_tls)
         finally:
             code = gateway.stop()
         log = gateway.log.read_text()

@@ -1,7 +1,7 @@
 """The command line: serve, check, demo, budgets, audit, stub.
 
-Exit codes: 0 ok, 1 failed, 2 bad usage or configuration. Heavy rooms are imported by the command
-that needs them, so that `--help` and `check` answer at once.
+Exit codes: 0 ok, 1 failed, 2 bad usage or configuration, 3 no worker could start. Heavy rooms are
+imported by the command that needs them, so that `--help` and `check` answer at once.
 """
 
 from __future__ import annotations
@@ -118,21 +118,11 @@ def _load(options: argparse.Namespace) -> Config:
 def _serve(options: argparse.Namespace) -> int:
     import uvloop
 
-    from fastgw.worker import Worker
+    from fastgw.service import serve
 
     config = _load(options)
     _start_logging()
-
-    async def run() -> int:
-        worker = Worker(config)
-        await worker.start()
-        logging.getLogger("fastgw").info(
-            "listening on %s, admin on %s", ", ".join(worker.addresses), worker.admin_address or "-"
-        )
-        await worker.run()
-        return 1 if worker.unsettled else 0
-
-    return uvloop.run(run())
+    return uvloop.run(serve(config, options.config or ["config.toml"]))
 
 
 def _check(options: argparse.Namespace) -> int:

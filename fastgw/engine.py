@@ -37,18 +37,22 @@ class Engine:
         settlement: Settlement,
         recorder: Recorder,
     ) -> None:
-        self.planner = planner
+        self.use(config, planner)
         self.ledger = ledger
         self.settlement = settlement
         self.recorder = recorder
         self.on_failure = config.store.on_failure
-        self.buffer_size = config.server.buffer_size
-        self.cors = Cors(config.server.cors_origins)
         self.held = 0
         """Bytes of request bodies that wait in memory, of all exchanges."""
-        self.max_held = config.server.max_body_memory
         self._ids = itertools.count(1)
         self._id_prefix = b"req_" + secrets.token_hex(6).encode()
+
+    def use(self, config: Config, planner: Planner) -> None:
+        """Serve new requests by this configuration."""
+        self.planner = planner
+        self.buffer_size = config.server.buffer_size
+        self.cors = Cors(config.server.cors_origins)
+        self.max_held = config.server.max_body_memory
 
     # called by client connections
 

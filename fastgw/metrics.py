@@ -223,6 +223,13 @@ _COUNTED: dict[str, Family] = {
 }
 """What exchanges and settlement count."""
 
+
+def is_cumulative(name: str) -> bool:
+    """Whether a metric is a counter or a histogram: several workers' add up, a dead one's stay."""
+    counted = _COUNTED.get(name)
+    return counted.kind != "gauge" if counted is not None else name.endswith("_total")
+
+
 _WITH_OWN_LABELS = {"requests_total", "gen_ai_client_token_usage", "gen_ai_client_tokens_total"}
 
 _SAMPLED: dict[str, tuple[str, tuple[str, ...]]] = {
@@ -235,6 +242,10 @@ _SAMPLED: dict[str, tuple[str, tuple[str, ...]]] = {
     "budget_refusals_total": ("Requests that a budget refused", ("budget",)),
     "debits_pending": ("Accounts with debits that the store has not acknowledged", ()),
     "store_up": ("Whether the last call to the store succeeded", ()),
+    "workers": ("Worker processes by state", ("state",)),
+    "worker_restarts_total": ("Workers started again after their end", ()),
+    "config_reloads_total": ("Reloads of the configuration by result", ("result",)),
+    "config_reload_success": ("Whether the last reload of the configuration went well", ()),
     "access_log_dropped_total": ("Access log lines given up for want of room", ()),
 }
 
@@ -380,17 +391,20 @@ class Metrics:
                 found.setdefault(name, {})[labels] = values
         found["usage_source_total"] = {(who,): [number] for who, number in self._sources.items()}
         found["store_failures_total"] = {(): [self.store.failures]}
-        self._add_samples(found)
+        for sampler in self._samplers:
+            self.add_samples(found, sampler())
         return found
 
-    def _add_samples(self, found: Numbers) -> None:
-        for sampler in self._samplers:
-            for name, labels, value in sampler():
-                series = found.setdefault(name, {})
-                if len(series) < self._max_series:
-                    cleaned = tuple(_clean(label) for label in labels)
-                    have = series.get(cleaned)
-                    series[cleaned] = [value if have is None else have[0] + value]
+    def add_samples(self, found: Numbers, samples: Iterable[Sample]) -> None:
+        """Put samples into numbers, as far as `max_series` allows; equal labels add up."""
+        for name, labels, value in samples:
+            series = found.setdefault(name, {})
+            cleaned = tuple(_clean(label) for label in labels)
+            have = series.get(cleaned)
+            if have is not None:
+                series[cleaned] = [have[0] + value]
+            elif len(series) < self._max_series:
+                series[cleaned] = [value]
 
 
 def _clean(value: str) -> str:

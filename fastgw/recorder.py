@@ -31,11 +31,15 @@ class Recorder:
 
     def __init__(self, metrics: Metrics, access_log: AccessLog, planner: Planner) -> None:
         self._metrics = metrics
-        self._access_log = access_log
-        self.planner = planner
+        self.use(planner, access_log)
         self._second = 0
         self._stamp = b""
         self._nowhere = self._bind(None, "", "")
+
+    def use(self, planner: Planner, access_log: AccessLog) -> None:
+        """Record by these from now on."""
+        self.planner = planner
+        self._access_log = access_log
 
     def record(
         self,

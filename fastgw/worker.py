@@ -1,8 +1,9 @@
 """One gateway process: builds every room, joins them, runs them, ends them in order.
 
 The only module that knows every class. Start: store, settlement, admin port, then the data port, so
-that whoever can connect is served. End (SIGTERM, SIGINT): stop listening and report not ready; let
-running exchanges finish within `drain_timeout`; settle what is pending; close.
+that whoever can connect is served. End: stop listening and report not ready; let running exchanges
+finish within `drain_timeout`; settle what is pending; close. Who calls for the end is `service` or,
+where there are several workers, `child`.
 """
 
 from __future__ import annotations
@@ -12,13 +13,13 @@ import logging
 import os
 import resource
 import secrets
-import signal
 import socket
 from typing import TYPE_CHECKING, Any
 
 import fastgw
 from fastgw import clock
 from fastgw.access_log import AccessLog
+from fastgw.admin.aggregate import AccountRow, account_samples
 from fastgw.admin.server import AdminServer, Views
 from fastgw.downstream import listener
 from fastgw.downstream.connection import Connections, DownstreamConnection
@@ -36,9 +37,11 @@ from fastgw.store import open_store
 from fastgw.upstream.pool import Pool
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    import ssl
+    from collections.abc import Callable, Iterable, Sequence
 
-    from fastgw.config.tables import Config
+    from fastgw.config.tables import Config, Upstream
+    from fastgw.exposition import Numbers
 
 log = logging.getLogger(__name__)
 
@@ -53,10 +56,24 @@ FILES_OF_OUR_OWN = 100
 
 
 class Worker:
-    """See the module. `start`, then `run` until a signal, or `stop` from elsewhere."""
+    """See the module. `start`, then `stop`."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(
+        self,
+        config: Config,
+        *,
+        sockets: Sequence[socket.socket] = (),
+        admin: socket.socket | None = None,
+        generation: int = 1,
+        supervised: bool = False,
+    ) -> None:
+        """`sockets` and `admin`: listening sockets to use instead of those that `config` names.
+        `generation` counts configurations. `supervised`: one of several; the supervisor answers
+        the admin port."""
         self.config = config
+        self._given = tuple(sockets)
+        self._admin_socket = admin
+        self._supervised = supervised
         self.addresses: list[str] = []
         """Where the data port listens, after `start`."""
         self.admin_address = ""
@@ -76,13 +93,17 @@ class Worker:
             upstream.name: Pool(upstream, self._sweeper, config.server.buffer_size)
             for upstream in config.upstreams
         }
-        self._planner = Planner(config, self._ledger, self._pools, 1)
+        self._retired: list[Pool] = []
+        self._planner = Planner(config, self._ledger, self._pools, generation)
+        self._recorder: Recorder | None = None
+        self._tls: ssl.SSLContext | None = None
         self._settlement: Settlement | None = None
         self._engine: Engine | None = None
         self._admin: AdminServer | None = None
         self._servers: list[asyncio.Server] = []
-        self._stopping = asyncio.Event()
         self._ready = False
+        self._stopping = False
+        self._at_once = False
         self._tick: asyncio.TimerHandle | None = None
 
     async def start(self) -> None:
@@ -93,44 +114,48 @@ class Worker:
             config.server.max_connections
             + sum(upstream.max_connections for upstream in config.upstreams)
         )
-        sockets = [listener.bind(address) for address in config.server.listen]
+        sockets = list(self._given)
         try:
+            if not sockets:
+                sockets += [listener.bind(address) for address in config.server.listen]
             await self._open_store()
             pace = SQLITE_PACE if config.store.url.startswith("sqlite:") else 0.0
             settlement = self._settlement = Settlement(
                 self._ledger, self._store, pace=pace, series=self._metrics.store
             )
             settlement.start()
-            recorder = Recorder(self._metrics, self._access_log, self._planner)
+            recorder = self._recorder = Recorder(self._metrics, self._access_log, self._planner)
             engine = self._engine = Engine(
                 config, self._planner, self._ledger, settlement, recorder
             )
             self._metrics.add_source(self._samples)
+            if not self._supervised:
+                self._metrics.add_source(self._samples_alone)
             self._access_log.start()
             self._sweeper.start()
             self._turn()
-            if config.admin.listen:
+            if not self._supervised and (config.admin.listen or self._admin_socket is not None):
                 self._admin = AdminServer(
                     config.admin.listen,
                     config.admin.token,
                     Views(
                         metrics=self._metrics.render,
-                        ready=self._readiness,
-                        status=self._status,
+                        ready=self.readiness,
+                        status=self._status_alone,
                         budgets=self._budgets,
                     ),
                 )
-                await self._admin.start()
+                await self._admin.start(self._admin_socket)
                 self.admin_address = self._admin.address
-            tls = listener.tls_context(config.server)
-            server_settings, sweeper, connections = config.server, self._sweeper, self._connections
+            self._tls = listener.tls_context(config.server)
+            sweeper, connections = self._sweeper, self._connections
 
             def connection() -> DownstreamConnection:
-                return DownstreamConnection(engine, server_settings, sweeper, connections)
+                return DownstreamConnection(engine, self.config.server, sweeper, connections)
 
             for sock in sockets:
                 self._servers.append(
-                    await listener.serve(sock, connection, tls, server_settings.header_timeout)
+                    await listener.serve(sock, connection, self._tls, config.server.header_timeout)
                 )
                 self.addresses.append(listener.name_of(sock))
         except BaseException:
@@ -152,29 +177,78 @@ class Worker:
                 self.config.store.on_failure,
             )
 
-    async def run(self) -> None:
-        """Serve until SIGTERM or SIGINT, then stop."""
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._stopping.set)
-        loop.add_signal_handler(signal.SIGHUP, self._access_log.reopen)
-        await self._stopping.wait()
-        await self.stop()
-
     async def stop(self) -> None:
         """Drain, settle, close."""
+        self._stopping = True
         self._ready = False
         for server in self._servers:
             server.close()
-        await self._connections.drain(self.config.server.drain_timeout)
+        await self._connections.drain(0 if self._at_once else self.config.server.drain_timeout)
         await self._close()
+
+    def hurry(self) -> None:
+        """Cut the exchanges that a stop waits for, or will wait for; what they cost is debited."""
+        self._at_once = True
+        if self._stopping:
+            for connection in list(self._connections.all):
+                connection.shut_down()
+
+    # reload
+
+    async def reload(self, config: Config) -> None:
+        """Serve new requests by `config`; what runs goes on by the old one. Settings that need a
+        restart must be the same (config.reload). The access log file is opened again.
+
+        Raises OSError (ssl.SSLError is one) and has changed nothing then.
+        """
+        engine, recorder, old = self._engine, self._recorder, self._planner
+        assert engine is not None
+        assert recorder is not None
+        listener.tls_context(config.server)
+        pools = {upstream.name: self._pool(config, upstream) for upstream in config.upstreams}
+        planner = Planner(config, self._ledger, pools, old.generation + 1)
+        access_log = self._access_log
+        if config.access_log.path == self.config.access_log.path:
+            access_log.reopen()
+        else:
+            access_log = AccessLog(config.access_log.path)
+            access_log.start()
+        # Nothing fails from here on.
+        if self._tls is not None:
+            self._tls.load_cert_chain(config.server.tls_cert, config.server.tls_key)
+        refusals = {rule.limit.name: rule.limit.refusals for rule in old.rules}
+        for rule in planner.rules:
+            rule.limit.refusals = refusals.get(rule.limit.name, 0)
+        for name, pool in self._pools.items():
+            if pools.get(name) is not pool:
+                pool.retire()
+                self._retired.append(pool)
+        self._pools, self._planner, self.config = pools, planner, config
+        engine.use(config, planner)
+        recorder.use(planner, access_log)
+        if self._admin is not None:
+            self._admin.use_token(config.admin.token)
+        if access_log is not self._access_log:
+            closing, self._access_log = self._access_log, access_log
+            access_log.dropped += closing.dropped
+            await closing.close()
+
+    def _pool(self, config: Config, upstream: Upstream) -> Pool:
+        """The pool that serves this upstream already, or a new one; what `ca_file` holds may have
+        changed."""
+        have = self._pools.get(upstream.name)
+        size = config.server.buffer_size
+        if have is not None and have.settings == upstream and not upstream.ca_file:
+            have.buffer_size = size
+            return have
+        return Pool(upstream, self._sweeper, size)
 
     async def _close(self) -> None:
         if self._tick is not None:
             self._tick.cancel()
         self._sweeper.stop()
         self._overdue.stop()
-        for pool in self._pools.values():
+        for pool in (*self._pools.values(), *self._retired):
             pool.abort()
         if self._settlement is not None:
             if not await self._settlement.close(SETTLE_AT_END):
@@ -191,8 +265,9 @@ class Worker:
         """Once a second: what needs no precision."""
         self._tick = asyncio.get_running_loop().call_later(1.0, self._turn)
         now = clock.monotonic()
-        for pool in self._pools.values():
+        for pool in (*self._pools.values(), *self._retired):
             pool.expire(now)
+        self._retired = [pool for pool in self._retired if not pool.quiet]
         self._overdue.over(self._connections.all)
         self._metrics.fold()
         self._warn()
@@ -223,16 +298,33 @@ class Worker:
 
     # what the operator sees
 
-    def _readiness(self) -> tuple[bool, str]:
+    def readiness(self) -> tuple[bool, str]:
+        """Whether this worker serves, and why not in a word."""
         if not self._ready:
-            return False, "draining" if self._stopping.is_set() else "starting"
+            return False, "draining" if self._stopping else "starting"
         settlement = self._settlement
         away = settlement is not None and not settlement.up
         if away and self.config.store.on_failure == "closed":
             return False, "store away"
         return True, "ready"
 
-    def _status(self) -> dict[str, Any]:
+    def alive(self, within: float) -> bool:
+        """Whether the loop turns: who can ask sees that it does."""
+        return True
+
+    def add_source(self, sampler: Callable[[], Iterable[Sample]]) -> None:
+        """Show these samples among the metrics, too."""
+        self._metrics.add_source(sampler)
+
+    def changes(self) -> Numbers:
+        """What the metrics have to tell a supervisor since the last call."""
+        return self._metrics.changes()
+
+    async def _status_alone(self) -> dict[str, Any]:
+        return self.status()
+
+    def status(self) -> dict[str, Any]:
+        """What /api/status shows of this worker."""
         settlement = self._settlement
         return {
             "version": fastgw.__version__,
@@ -254,15 +346,10 @@ class Worker:
         }
 
     async def _budgets(self) -> list[dict[str, Any]]:
-        known = {
-            account.count.key: account.count.spent - account.count.used
-            for account in self._ledger.accounts()
-        }
-        used = await self._store.accounts()
-        for key in known:
-            used.setdefault(key, 0)
-        merged = {key: value + known.get(key, 0) for key, value in used.items()}
-        names = {name: value for key, value in merged.items() if (name := read_account_key(key))}
+        found = await self._store.accounts()
+        for key, amount in self.owed().items():
+            found[key] = found.get(key, 0) + amount
+        names = {name: each for key, each in found.items() if (name := read_account_key(key))}
         return budget_rows(names, self.config.budgets, clock.wall())
 
     def _samples(self) -> Iterable[Sample]:
@@ -271,19 +358,48 @@ class Worker:
         for name, pool in self._pools.items():
             for state, number in pool.counts.items():
                 yield Sample("upstream_connections", (name, state), number)
-        now = clock.wall()
-        for account in self._ledger.accounts():
-            limit = account.limit
-            labels = (limit.name, ",".join(account.values))
-            used = account.count.spent if now < account.end else 0
-            yield Sample("budget_limit", labels, limit.amount)
-            yield Sample("budget_used", labels, used)
-            yield Sample("budget_remaining", labels, max(0, limit.amount - used))
         for rule in self._planner.rules:
             yield Sample("budget_refusals_total", (rule.limit.name,), rule.limit.refusals)
         yield Sample("access_log_dropped_total", (), self._access_log.dropped)
         yield Sample("debits_pending", (), self._ledger.pending)
         yield Sample("store_up", (), int(self._settlement is not None and self._settlement.up))
+
+    def _samples_alone(self) -> Iterable[Sample]:
+        yield from account_samples(self.account_rows())
+        yield Sample("workers", ("ready" if self._ready else "draining",), 1)
+        yield Sample("worker_restarts_total", (), 0)
+
+    def account_rows(self) -> list[AccountRow]:
+        """Every account of a budget that is configured, as this worker knows it."""
+        now = clock.wall()
+        limits = {rule.limit.name: rule.limit for rule in self._planner.rules}
+        rows = []
+        for account in self._ledger.accounts():
+            limit, count = limits.get(account.limit.name), account.count
+            if limit is None:
+                continue
+            if (limit.unit, limit.window.name) != (account.limit.unit, account.limit.window.name):
+                continue  # of the configuration before; a request makes it anew
+            live = now < account.end
+            rows.append(
+                AccountRow(
+                    limit.name,
+                    ",".join(account.values),
+                    count.key if live else "",
+                    limit.amount,
+                    count.used if live else 0,
+                    count.spent - count.used if live else 0,
+                    max(0.0, count.known_at),
+                )
+            )
+        return rows
+
+    def owed(self) -> dict[str, int]:
+        """Debits that the store has not acknowledged, by the key of the account."""
+        return {
+            account.count.key: account.count.spent - account.count.used
+            for account in self._ledger.accounts()
+        }
 
 
 def _want_files(connections: int) -> None:

@@ -193,6 +193,19 @@ class Gateway(Process):
             env=env,
         )
         self.wait_for(self.admin_port)
+        if "workers" in server:
+            self.wait_until_ready()
+
+    def wait_until_ready(self) -> None:
+        """Wait until every worker serves."""
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline:
+            assert self.child.poll() is None, self.log.read_text()
+            workers = self.api("/api/status")["workers"]
+            if all(worker["state"] == "ready" for worker in workers):
+                return
+            time.sleep(0.05)
+        raise AssertionError(f"not ready: {self.log.read_text()}")
 
     @property
     def url(self) -> str:

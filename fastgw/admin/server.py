@@ -12,6 +12,7 @@ import contextlib
 import hmac
 import logging
 import os
+import socket
 import stat
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,8 @@ from typing import TYPE_CHECKING, Any
 import h11
 import orjson
 from prometheus_client import CONTENT_TYPE_PLAIN_0_0_4
+
+from fastgw.downstream.listener import name_of
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -39,7 +42,7 @@ class Views:
 
     metrics: Callable[[], Awaitable[bytes]]
     ready: Callable[[], tuple[bool, str]]
-    status: Callable[[], dict[str, Any]]
+    status: Callable[[], Awaitable[dict[str, Any]]]
     budgets: Callable[[], Awaitable[list[dict[str, Any]]]]
 
 
@@ -68,14 +71,27 @@ class AdminServer:
     def __init__(self, listen: str, token: str, views: Views) -> None:
         self.address = ""
         self._listen = listen
-        self._token = token.encode()
         self._views = views
+        self.use_token(token)
         self._server: asyncio.Server | None = None
         self._open = 0
         self._tasks: set[asyncio.Task[Any]] = set()
 
-    async def start(self) -> None:
-        """Listen. Raises OSError."""
+    def use_token(self, token: str) -> None:
+        """Ask for this token from now on; "" turns the API off."""
+        self._token = token.encode()
+
+    async def start(self, sock: socket.socket | None = None) -> None:
+        """Listen, on `sock` where one is given. Raises OSError."""
+        if sock is not None:
+            if sock.family == socket.AF_UNIX:
+                start_unix = asyncio.start_unix_server
+                self._server = await start_unix(self._serve, sock=sock, limit=READ_SIZE)
+            else:
+                self._server = await asyncio.start_server(self._serve, sock=sock, limit=READ_SIZE)
+            self.address = name_of(sock)
+            self._listen = ""  # its path is not ours to remove
+            return
         if self._listen.startswith("unix:"):
             path = self._listen.removeprefix("unix:")
             _remove_stale(path)
@@ -87,9 +103,7 @@ class AdminServer:
         self._server = await asyncio.start_server(
             self._serve, host.strip("[]"), int(port), limit=READ_SIZE
         )
-        name = self._server.sockets[0].getsockname()
-        shown = f"[{name[0]}]" if ":" in name[0] else name[0]
-        self.address = f"{shown}:{name[1]}"
+        self.address = name_of(self._server.sockets[0])
 
     async def close(self) -> None:
         """Stop listening and cut what is open."""
@@ -163,7 +177,7 @@ class AdminServer:
                 self._authorise(request)
                 _require_get(request)
                 if path == "/api/status":
-                    return _Answer(200, orjson.dumps(views.status()))
+                    return _Answer(200, orjson.dumps(await views.status()))
                 return _Answer(200, orjson.dumps(await views.budgets()))
         except _Answer as answer:
             return answer

@@ -66,6 +66,7 @@ def check(draft: Draft, problems: Problems) -> None:
         _validity(entry, problems)
     _tls(draft.single["server"], problems)
     _ports(draft, problems)
+    _store(draft, problems)
     if draft.complete:
         _upstreams(draft, problems)
         _metadata(draft, problems)
@@ -142,6 +143,16 @@ def _ports(draft: Draft, problems: Problems) -> None:
             entry.at("listen"),
             "the admin port must not be the data port; give [admin] listen a port of its own, "
             'as "127.0.0.1:9090"',
+        )
+
+
+def _store(draft: Draft, problems: Problems) -> None:
+    server, store = draft.single["server"], draft.single["store"]
+    if server.good("workers") not in (None, 1) and store.good("url") == "memory:":
+        problems.add(
+            server.at("workers"),
+            "each worker would count for itself in memory:; write workers = 1, or give [store] "
+            'url = "sqlite:fastgw.db"',
         )
 
 

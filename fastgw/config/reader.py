@@ -161,10 +161,6 @@ class _Reader:
         return entry
 
     def _value(self, path: str, setting: Setting, raw: Any, place: Place) -> Any:
-        if path == "server.workers" and raw != 1:
-            self.problems.add(place, "this version serves with one process; write workers = 1")
-            return BAD
-
         def say(below: tuple[str | int, ...], message: str) -> None:
             self.problems.add(place.at(*place.setting, *below), message)
 

@@ -17,13 +17,17 @@ MiB = 1024 * KiB
 
 Kind = Literal[
     "text", "secret", "number", "size", "duration", "flag", "list", "table", "address", "choice",
-    "window", "time", "url", "path",
+    "window", "time", "url", "path", "workers",
 ]  # fmt: skip
 """How a TOML value is read. `size` takes 1024 or "1KiB"; `duration` takes 1.5 or "1500ms", "10s",
-"5m", "2h"; `list` takes a list of strings or one string; `table` a table of strings; `time` a TOML
-date-time or an RFC 3339 string; `choice` one of the words in the field's `choices`."""
+"5m", "2h"; `workers` a number or "auto"; `list` takes a list of strings or one string; `table` a
+table of strings; `time` a TOML date-time or an RFC 3339 string; `choice` one of the words in the
+field's `choices`."""
 
 REQUIRED: Any = object()
+
+AUTO = 0
+"""`workers = "auto"`: one for each CPU that the process may use."""
 
 
 def setting(
@@ -74,7 +78,9 @@ class Server:
     listen: tuple[str, ...] = setting(
         ("127.0.0.1:8080",), "host:port, [::]:port or unix:/path; a list for several", "address"
     )
-    workers: int = setting(1, "processes that serve the port; this version runs one", "number")
+    workers: int = setting(
+        1, 'processes that serve the port; "auto": one for each usable CPU', "workers", most=1024
+    )
     max_connections: int = setting(10_000, "client connections of a worker", "number")
     max_request_line: int = setting(16 * KiB, "request line; past it 414", "size")
     max_head: int = setting(64 * KiB, "request line and headers together; past it 431", "size")

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from fastgw.config.formats import PAIRS, TEXTS
 from fastgw.config.problems import meant, quoted
-from fastgw.config.tables import CalendarWindow
+from fastgw.config.tables import AUTO, CalendarWindow
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -105,6 +105,8 @@ class ValueReader:
         shown = self._shown(raw)
         try:
             value = expand(raw, self.environ) if isinstance(raw, str) else raw
+            if kind == "workers":
+                return self._workers(value, shown, from_environment)
             if kind == "number":
                 return self._number(value, shown, from_environment)
             if kind == "size":
@@ -210,6 +212,13 @@ class ValueReader:
                 self.say((name,) if name in raw else (), str(error))
                 sound = False
         return CalendarWindow(found["calendar"], found["timezone"]) if sound else BAD
+
+    def _workers(self, value: Any, shown: str, from_environment: bool) -> int | float:
+        if value == "auto":
+            return AUTO
+        if isinstance(value, str) and not (from_environment and value.isdigit()):
+            raise ValueError(f'{shown} is not a number of workers; write 4, or "auto"')
+        return self._number(value, shown, from_environment)
 
     def _number(self, value: Any, shown: str, from_environment: bool) -> int | float:
         if from_environment and re.fullmatch(r"[+-]?[0-9]+", value):

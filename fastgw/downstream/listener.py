@@ -17,28 +17,46 @@ if TYPE_CHECKING:
 BACKLOG = 4096
 
 
-def bind(address: str) -> socket.socket:
+def bind(address: str, *, shared: bool = False) -> socket.socket:
     """A listening socket for "host:port", "[v6]:port" or "unix:/path". Raises OSError.
 
-    A unix path that a dead process left behind is taken over; one that answers is not.
+    A unix path that a dead process left behind is taken over; one that answers is not. `shared`:
+    other workers listen on the same port, the kernel deals new connections out among them.
     """
     if address.startswith("unix:"):
         return _bind_unix(address.removeprefix("unix:"))
+    return _bind_tcp(address, shared, listens=True)
+
+
+def _bind_tcp(address: str, shared: bool, *, listens: bool) -> socket.socket:
     host, _, port = address.rpartition(":")
     host = host.strip("[]")
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     sock = socket.socket(family, socket.SOCK_STREAM)
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if shared:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         if family == socket.AF_INET6:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0 if host == "::" else 1)
         sock.bind((host, int(port)))
-        sock.listen(BACKLOG)
+        if listens:
+            sock.listen(BACKLOG)
         sock.setblocking(False)
     except OSError:
         sock.close()
         raise
     return sock
+
+
+def reserve(address: str) -> socket.socket:
+    """A socket that keeps a TCP port for workers that `bind` it as shared; it does not listen, so
+    no connection is dealt to it. Port 0 picks a free one. Raises OSError where the port is taken:
+    workers alone would join whoever of the same user shares it.
+    """
+    if not address.endswith(":0"):
+        bind(address).close()
+    return _bind_tcp(address, shared=True, listens=False)
 
 
 def _bind_unix(path: str) -> socket.socket:

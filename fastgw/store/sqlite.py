@@ -84,11 +84,12 @@ class SqliteStore:
         if self._closed:
             raise StoreUnavailable("the store is closed")
         running = asyncio.get_running_loop().run_in_executor(self._thread, self._guard, work)
+        # Who waits may be gone when it fails: past the deadline, or cancelled.
+        running.add_done_callback(lambda future: future.cancelled() or future.exception())
         try:
             # Past the deadline the work goes on in its thread; a repeat is harmless.
             return await asyncio.wait_for(asyncio.shield(running), self._timeout)
         except TimeoutError:
-            running.add_done_callback(lambda future: future.exception())
             raise StoreUnavailable(f"SQLite took longer than {self._timeout} s") from None
 
     def _guard(self, work: Callable[[], _T]) -> _T:

@@ -58,6 +58,7 @@ class Pool:
         self._all: set[UpstreamConnection] = set()
         self._connecting = 0
         self._closed = False
+        self._retired = False
 
     @property
     def counts(self) -> dict[str, int]:
@@ -112,6 +113,9 @@ class Pool:
             connection.reused = True
             # In a turn of its own: the exchange that released is not done with its answer.
             asyncio.get_running_loop().call_soon(self._hand_over, ticket, connection)
+            return
+        if self._retired:
+            connection.close()
             return
         timeout = self.settings.keepalive_timeout
         if keep_for:
@@ -181,6 +185,17 @@ class Pool:
         """Close connections that waited too long; `now` in monotonic seconds."""
         for connection in [each for each in self._idle if now >= each.idle_until]:
             connection.close()
+
+    def retire(self) -> None:
+        """Keep no connection any more; exchanges that know the pool are served to their end."""
+        self._retired = True
+        for connection in list(self._idle):
+            connection.close()
+
+    @property
+    def quiet(self) -> bool:
+        """Whether it has neither a connection nor anybody who waits for one."""
+        return not (self._all or self._connecting or self._waiting)
 
     def close(self) -> None:
         """Close the idle ones now, the busy ones as their exchanges end."""

@@ -25,6 +25,10 @@ async def _metrics() -> bytes:
     return b"# HELP up x\n"
 
 
+async def _status() -> dict[str, Any]:
+    return {"version": "1"}
+
+
 async def _budgets() -> list[dict[str, Any]]:
     return [{"budget": "daily", "used": 19}]
 
@@ -40,7 +44,7 @@ async def running(
     views = Views(
         metrics=_broken if broken else _metrics,
         ready=lambda: (ready, "ready" if ready else "draining"),
-        status=lambda: {"version": "1"},
+        status=_status,
         budgets=_budgets,
     )
     admin = AdminServer(listen, token, views)

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from tests.adversity.proxy import End
 
 _SCRIPT_CALL = re.compile(rb"\*\d+\r\n\$\d+\r\n(?:EVALSHA|EVAL|FCALL)\r\n", re.IGNORECASE)
+"""Anywhere in what is sent at once: it may come after a SCRIPT LOAD."""
 
 
 class RedisProxy(Proxy):
@@ -130,7 +131,7 @@ class _Call:
         if self._over:
             self._over = False
             self._hash = hashlib.sha256()
-            self._script = _SCRIPT_CALL.match(data) is not None
+            self._script = _SCRIPT_CALL.search(data) is not None
         self._hash.update(data)
 
     def answered(self) -> tuple[bool, bytes]:

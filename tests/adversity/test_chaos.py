@@ -1,0 +1,64 @@
+"""A short chaos for each store, and proof that its judges can say no."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, cast
+
+import orjson
+import pytest
+
+from fastgw import clock
+from tests.adversity import chaos
+from tests.adversity.chaos_clients import Seen
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+SECONDS = 15.0
+KILLS = 0
+"""Workers killed meanwhile: what a killed worker owed is lost as long as it has no journal."""
+
+KNOWN = "the handler is closed"
+"""See test_redis_proxy: test_a_connection_that_died_while_idle_is_a_store_away."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("store", ["redis", "sqlite"])
+def test_everything_breaks_and_the_books_agree(tmp_path: Path, store: str) -> None:
+    report = chaos.run(tmp_path, seconds=SECONDS, store=store, kills=KILLS, seed=7)
+    wrong = [each for each in report["wrong"] if KNOWN not in each]
+    assert not wrong, orjson.dumps(report, option=orjson.OPT_INDENT_2).decode()
+    # each kind of client, of answer and of fault took part
+    assert {"200", "429", "left"} <= set(report["outcomes"])
+    assert all(report["faults"].values())
+    assert len(report["faults"]) == (7 if store == "redis" else 1) + bool(KILLS)
+    assert report["audit"]["compared"] > 0
+    assert bool(report["replies_lost"]) == (store == "redis")
+
+
+@pytest.mark.slow
+def test_a_store_that_forgets_is_found_out(tmp_path: Path) -> None:
+    """The same without a store that keeps: what was used is told by the logs, and is not there."""
+    report = chaos.run(tmp_path, seconds=3.0, clients=20, store="sqlite", forget=True, seed=7)
+    assert "the books disagree" in report["wrong"]
+    assert not report["audit"]["equal"]
+    assert all(row["difference"] < 0 for row in report["audit"]["accounts"])
+
+
+def test_a_refusal_is_false_where_all_that_was_asked_for_would_not_have_filled(
+    tmp_path: Path,
+) -> None:
+    log = tmp_path / "stub.jsonl"
+    now = clock.wall()
+    facts: dict[str, Any] = {"request_id": "a", "status": 200, "reported": True, "whole": True}
+    facts |= {"input_tokens": 10, "output_tokens": 9, "text_bytes": 4, "prompt_counted": 10}
+    for at in (now - 2, now - 1, now + 1):
+        facts |= {"time": clock.timestamp(at), "began": clock.timestamp(at), "end": "done"}
+        with log.open("ab") as file:
+            file.write(orjson.dumps(facts | {"account": "small0"}) + b"\n")
+    house = cast("Any", SimpleNamespace(stub_log=log, small=38))
+    seen = Seen(refusals=[(now, name, "b", "429") for name in ("small0", "small1", "big0")])
+    assert [each[1] for each in chaos.false_refusals(seen, house)] == ["small1", "big0"]
+    house.small = 39
+    assert len(chaos.false_refusals(seen, house)) == 3

@@ -6,7 +6,7 @@ import itertools
 import secrets
 from typing import TYPE_CHECKING
 
-from fastgw.errors import render
+from fastgw.errors import StoreClosed, render
 from fastgw.exchange import Exchange
 from fastgw.http1.serialize import field, own_answer
 from fastgw.model import Usage
@@ -73,6 +73,11 @@ class Engine:
     def new_id(self) -> bytes:
         """A request id, unique over workers and boots."""
         return b"%b%08x" % (self._id_prefix, next(self._ids))
+
+    def may_go_on(self) -> None:
+        """The store is away. Raises StoreClosed unless `on_failure` says to go on."""
+        if self.on_failure == "closed":
+            raise StoreClosed("budgets cannot be checked now; try again", (("retry-after", "1"),))
 
     def refusal(
         self,

@@ -16,25 +16,26 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
+import orjson
+
 from fastgw import clock
 from fastgw.errors import (
-    ModelNotAllowed,
     Overloaded,
     Refusal,
-    StoreClosed,
     upstream_failure,
 )
 from fastgw.http1.body import LAST_CHUNK, chunk
 from fastgw.http1.request import UNSIZED
 from fastgw.http1.serialize import own_answer
+from fastgw.inspection import inspect, unread
 from fastgw.keyring import key_info
+from fastgw.model import Usage
 from fastgw.policy.limit_headers import exceeded, limit_fields
 from fastgw.relay import EVENT_STREAM, EditedRelay, Relay, make_meter, whole_answer
+from fastgw.reservation import charge_so_far
 from fastgw.upstream.pool import Ticket
 from fastgw.usage import openai
-from fastgw.usage.estimate import prompt_tokens
 from fastgw.usage.meter import UNMETERED, Metered, read_answer
-from fastgw.usage.request import form_model, read_json, refuse_unmeterable
 
 if TYPE_CHECKING:
     from fastgw.downstream.connection import DownstreamConnection
@@ -42,50 +43,23 @@ if TYPE_CHECKING:
     from fastgw.http1.request import RequestHead
     from fastgw.http1.response import ResponseHead
     from fastgw.plan import Plan
-    from fastgw.policy.account import Account
+    from fastgw.policy.account import Account, Promise
+    from fastgw.reservation import Reservation
     from fastgw.upstream.connection import UpstreamConnection
     from fastgw.usage.meter import Meter
 
 log = logging.getLogger(__name__)
-
-KEEP_PROMPT = 16 * 1024
-"""A body up to this size is kept for a count of the prompt that is rarely needed; of a larger one
-the count is made at once."""
 
 
 class Exchange:
     """See the module."""
 
     __slots__ = (
-        "_accounts",
-        "_body",
-        "_body_done",
-        "_body_size",
-        "_connection",
-        "_cors",
-        "_engine",
-        "_held",
-        "_injected",
-        "_length",
-        "_meter",
-        "_pieces",
-        "_prompt",
-        "_relay",
-        "_retried",
-        "_ticket",
-        "_upstream",
-        "began",
-        "bytes_out",
-        "first_byte",
-        "model",
-        "phase",
-        "plan",
-        "request",
-        "request_id",
-        "sent",
-        "status",
-        "streams",
-    )
+        "_accounts", "_body", "_body_done", "_body_size", "_connection", "_cors", "_engine",
+        "_held", "_injected", "_length", "_meter", "_pieces", "_promises", "_prompt", "_relay",
+        "_reservation", "_retried", "_ticket", "_upstream", "began", "bytes_out", "first_byte",
+        "model", "phase", "plan", "request", "request_id", "sent", "status", "streams",
+    )  # fmt: skip
 
     def __init__(
         self, engine: Engine, connection: DownstreamConnection, request: RequestHead, length: int
@@ -109,6 +83,8 @@ class Exchange:
         self._cors = b""
         # where it stands
         self._accounts: tuple[Account, ...] = ()
+        self._reservation: Reservation | None = None
+        self._promises: list[Promise] = []
         self._ticket: Ticket | None = None
         self._upstream: UpstreamConnection | None = None
         self._retried = False
@@ -222,35 +198,18 @@ class Exchange:
         plan = self.plan
         assert plan is not None
         try:
-            if plan.operation:
-                settings = plan.pool.settings
-                self._body, message, self.model, self.streams, self._injected = read_json(
-                    body, plan.asks_usage, plan.exact, settings.model, settings.model_aliases
-                )
-                if plan.key.rules:
-                    refuse_unmeterable(plan.operation, message)
-                if len(body) > KEEP_PROMPT:
-                    self._prompt = prompt_tokens(message)
-            else:
-                # Known by no operation, but the key (or route) is limited to models.
-                kind = self.request.get(b"content-type") or b""
-                if kind.startswith(b"multipart/form-data"):
-                    self.model = form_model(body, kind)
-                    self._body = body
-                else:
-                    self._body, _, self.model, _, _ = read_json(body, False, True)
-            if plan.strict and not plan.allows_model(self.model):
-                raise ModelNotAllowed(
-                    f"model '{self.model[:100]}' is not allowed for this key or route"
-                    if self.model
-                    else "this key or route is limited to models, and the request names none"
-                )
+            self._body, self.model, self.streams, self._injected, self._prompt, reserved = inspect(
+                plan, self.request, body
+            )
+            self._reservation = reserved
             self._begin_admission()
         except Refusal as refusal:
             self._refuse(refusal)
 
     def _admit_head(self) -> None:
         """The body is not looked at: admit on the head alone."""
+        if self.plan is not None and self.plan.reserves:
+            self._reservation = unread(self.plan, self._length)
         self._begin_admission()
         if self.phase != "finished":
             self._connection.invite_body()
@@ -276,6 +235,9 @@ class Exchange:
             self._accounts = accounts
             if accounts:
                 engine = self._engine
+                if self._reservation is not None:
+                    self._reserve()
+                    return
                 if engine.ledger.stale(accounts, now) and engine.settlement.up:
                     engine.settlement.wait(self, accounts, now)
                     return
@@ -287,7 +249,10 @@ class Exchange:
         """The accounts are known now, or the store is away: decide."""
         try:
             if self.phase == "admit":
-                self._decide()
+                if self._reservation is not None:
+                    self._reserve()
+                else:
+                    self._decide()
             elif self.phase == "inform":
                 self._inform(asked=True)
             # else the client left meanwhile
@@ -297,10 +262,7 @@ class Exchange:
     def _decide(self) -> None:
         engine = self._engine
         if not engine.settlement.up and engine.on_failure != "local":
-            if engine.on_failure == "closed":
-                raise StoreClosed(
-                    "budgets cannot be checked now; try again", (("retry-after", "1"),)
-                )
+            engine.may_go_on()
             engine.ledger.admit(self._accounts)
         else:
             full = engine.ledger.refuses(self._accounts)
@@ -308,6 +270,18 @@ class Exchange:
                 raise exceeded(full, clock.wall())
             engine.settlement.wake()
         self._acquire()
+
+    def _reserve(self) -> None:
+        """As `_decide`, where a budget has a hard cap."""
+        engine, reservation = self._engine, self._reservation
+        assert reservation is not None
+        if not engine.settlement.up:
+            engine.may_go_on()
+        if reservation.decide(engine, self, self._accounts, clock.wall()):
+            self._promises = reservation.promises
+            if reservation.clamped:
+                self._body = orjson.dumps(reservation.message)
+            self._acquire()
 
     def fail(self) -> None:
         """A fault of ours as the wait for the store was over."""
@@ -513,7 +487,8 @@ class Exchange:
             self._finish(reason, self._verdict(complete=False))
 
     def overdue(self, now: float) -> None:
-        """Cut an exchange that runs longer than the upstream's `total_timeout`."""
+        """Once a second: cut an exchange that runs longer than the upstream's `total_timeout`, and
+        charge a stream for what has passed."""
         plan = self.plan
         if (
             plan is not None
@@ -522,6 +497,14 @@ class Exchange:
         ):
             self._upstream.close()
             self.on_upstream_failure("stalled" if self._relay is not None else "timeout")
+        elif self._meter is not None and self._accounts and (made := self._meter.so_far()):
+            # Others see a long answer eat the budget while it is written, and the journal keeps it.
+            self._promises = charge_so_far(
+                self._engine,
+                self._accounts,
+                self._promises,
+                Usage(self._count_prompt(), made, source="counted"),
+            )
 
     def _refuse(self, refusal: Refusal) -> None:
         """Answer with a refusal; nothing was relayed yet."""
@@ -580,7 +563,11 @@ class Exchange:
         engine = self._engine
         if self._relay is not None:
             self.bytes_out = self._relay.sent
-        if self._accounts and verdict.usage.source != "none":
+        if self._promises:
+            engine.ledger.charge(self._promises, verdict.usage, clock.wall())
+            engine.ledger.release(self._promises)
+            engine.settlement.wake()
+        elif self._accounts and verdict.usage.source != "none":
             engine.ledger.debit(self._accounts, verdict.usage, clock.wall())
             engine.settlement.wake()
         if self._held:

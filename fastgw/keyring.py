@@ -16,14 +16,15 @@ import orjson
 
 from fastgw import clock
 from fastgw.errors import InvalidKey, MissingKey
+from fastgw.policy.window import reset_seconds
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from fastgw.config.tables import Auth, Key
     from fastgw.http1.request import RequestHead
+    from fastgw.policy.account import Account
     from fastgw.policy.admission import Rule
-    from fastgw.policy.ledger import Account
 
 _CHALLENGE = (("www-authenticate", "Bearer"),)
 
@@ -97,9 +98,9 @@ def key_info(key: VirtualKey, accounts: Iterable[Account], now: float) -> bytes:
                     "unit": account.limit.unit,
                     "limit": account.limit.amount,
                     "used": account.count.spent,
-                    "held": 0,
+                    "held": account.held,
                     "remaining": account.remaining,
-                    "reset_seconds": max(0, int(account.end - now) + 1),
+                    "reset_seconds": reset_seconds(account.end, now),
                 }
                 for account in accounts
             ],

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from typing import Literal, NamedTuple
 
-Unit = Literal["tokens", "input_tokens", "output_tokens", "requests"]
-"""What a budget counts."""
+Unit = Literal["tokens", "input_tokens", "output_tokens", "requests", "parallel"]
+"""What a budget counts; `parallel` is requests that run at one time."""
 
 UsageSource = Literal["reported", "counted", "none"]
 """Who said what an exchange cost: the provider, fastgw's own count, or nobody (not metered)."""
@@ -43,22 +43,81 @@ class Debit(NamedTuple):
 
     `account` is the full store key of an account in one window, without the store's prefix
     (see `policy/window`). `expires_at` is the epoch second after which the store may forget it.
+    `settled` is the last sequence that the store acknowledged to this writer on this account (0:
+    none) and `known` what `used` was then: a store that holds an older sequence has lost data, and
+    puts back `known` before it applies the line.
     """
 
     account: str
     amount: int
     expires_at: int
+    settled: int = 0
+    known: int = 0
+
+
+class Claim(NamedTuple):
+    """What a writer wants to hold on the account of a line, in the account's unit.
+
+    It replaces what this writer held there. `floor` is promised already and always granted; of
+    what `limit` leaves beside `used` and the holds of others, `need` is granted as far as it goes,
+    and of what is left then at most an eighth as `spare`, for requests yet to come.
+    """
+
+    line: int
+    limit: int
+    floor: int
+    need: int
+    spare: int
 
 
 class Batch(NamedTuple):
     """What one worker settles in one call.
 
-    `writer` names the worker and its boot; `sequence` rises by one from batch to batch of a writer.
+    `writer` names the worker; `sequence` rises by one from batch to batch of a writer.
     A store keeps the last sequence of a writer beside each account and skips a line it has already
     applied: sending a batch again after an ambiguous time-out changes nothing.
-    No account stands twice in a batch.
+    No account stands twice in a batch. Holds lapse after `lapse` seconds unless claimed again.
     """
 
     writer: str
     sequence: int
     debits: tuple[Debit, ...]
+    claims: tuple[Claim, ...] = ()
+    lapse: int = 30
+
+
+class Settled(NamedTuple):
+    """What a store answers to a batch.
+
+    `used` line by line (UNUSABLE, -1, where the account cannot be kept); `holds` claim by claim:
+    held by others, granted to us; `lost`: lines whose account the store had lost and got back from
+    us; `ahead`: lines left out since the store holds a higher sequence of this writer: another
+    process uses its name.
+    """
+
+    used: list[int]
+    holds: list[tuple[int, int]]
+    lost: list[int]
+    ahead: list[int]
+
+
+class Standing(NamedTuple):
+    """An account in the store, in its unit: `used` for good, `held` for exchanges in flight."""
+
+    used: int
+    held: int
+
+
+class Owed(NamedTuple):
+    """What a journal says of an account after its worker died: `sent` was in the batch of
+    `sequence` and may have been applied, `rest` was in none. `slot` is its place in the journal;
+    `settled` and `known`: see Debit."""
+
+    key: str
+    expires_at: int
+    slot: int
+    sequence: int
+    sent: int
+    rest: int
+    settled: int
+    known: int

@@ -84,6 +84,7 @@ class Plan:
         "accounts",
         "asks_usage",
         "buffered",
+        "clamps",
         "counts",
         "echoes",
         "edit",
@@ -100,6 +101,7 @@ class Plan:
         "reads",
         "records",
         "request_id",
+        "reserves",
         "route",
         "strict",
     )
@@ -117,6 +119,8 @@ class Plan:
         self.informs = False
         self.reads = False
         self.exact = False
+        self.reserves = False  # a budget has a hard cap
+        self.clamps = False  # and may limit the answer
         self.buffered = False
         self.strict = False
         self.counts = False  # an answer without usage is counted
@@ -198,6 +202,11 @@ class Planner:
         plan.exact = plan.strict or any(
             expression.kind == "model" for rule in plan.key.rules for expression in rule.per
         )
+        if plan.metered:
+            limits = [rule.limit for rule in plan.key.rules]
+            plan.reserves = any(limit.reserves for limit in limits)
+            plan.clamps = any(limit.clamps and limit.reserves for limit in limits)
+            plan.exact = plan.exact or plan.reserves  # what is promised is what is sent
         plan.buffered = (plan.metered and plan.operation != "") or plan.strict
         plan.counts = plan.operation != ""
         plan.reads = plan.metered and (

@@ -10,13 +10,14 @@ import orjson
 
 from fastgw import clock
 from fastgw.policy.admission import Facts, make_rules
-from fastgw.policy.window import make_window, read_account_key
+from fastgw.policy.window import read_account_key, reset_seconds
 from fastgw.store import open_store
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     from fastgw.config.tables import Budget, Config
+    from fastgw.model import Standing
     from fastgw.policy.window import AccountName
 
 _COLUMNS = (
@@ -26,7 +27,7 @@ _COLUMNS = (
 
 
 def budget_rows(
-    used: Mapping[AccountName, int], budgets: Iterable[Budget], now: float
+    standings: Mapping[AccountName, Standing], budgets: Sequence[Budget], now: float
 ) -> list[dict[str, Any]]:
     """One row for each account in its current window, sorted by budget and account.
 
@@ -34,29 +35,30 @@ def budget_rows(
     `remaining` (amounts in the unit), `window_start` (RFC 3339), `reset_seconds`. Accounts of
     budgets that are no longer configured, and of windows that are over, are left out.
     """
-    by_name = {budget.name: (budget, make_window(budget.window)) for budget in budgets}
+    by_name = {rule.limit.name: rule for rule in make_rules(budgets)}
+    per = {budget.name: budget.per for budget in budgets}
     rows: list[dict[str, Any]] = []
-    for name, amount in used.items():
-        entry = by_name.get(name.budget)
-        if entry is None:
+    for name, (used, held) in standings.items():
+        rule = by_name.get(name.budget)
+        if rule is None:
             continue
-        budget, window = entry
-        start, end = window.bounds(now)
-        if (name.unit, name.window, name.start) != (budget.unit, window.name, start):
+        limit = rule.limit
+        start, end = limit.window.bounds(now)
+        if (name.unit, name.window, name.start) != (limit.unit, limit.window.name, start):
             continue
-        if len(name.values) != len(budget.per):
+        if len(name.values) != len(rule.per):
             continue
         rows.append(
             {
                 "budget": name.budget,
-                "account": dict(zip(budget.per, name.values, strict=True)),
+                "account": dict(zip(per[name.budget], name.values, strict=True)),
                 "unit": name.unit,
-                "used": amount,
-                "held": 0,
-                "limit": budget.limit,
-                "remaining": max(0, budget.limit - amount),
+                "used": used,
+                "held": held,
+                "limit": limit.amount,
+                "remaining": max(0, limit.amount - used - held),
                 "window_start": clock.timestamp(start),
-                "reset_seconds": max(0, int(end - now) + 1),
+                "reset_seconds": reset_seconds(end, now),
             }
         )
     rows.sort(key=lambda row: (row["budget"], tuple(row["account"].values())))
@@ -71,7 +73,7 @@ async def read_budgets(config: Config) -> list[dict[str, Any]]:
         found = await store.accounts()
     finally:
         await store.close()
-    named = {name: used for key, used in found.items() if (name := read_account_key(key))}
+    named = {name: each for key, each in found.items() if (name := read_account_key(key))}
     return budget_rows(named, config.budgets, clock.wall())
 
 

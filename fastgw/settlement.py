@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from fastgw import clock, tasks
 from fastgw.errors import StoreUnavailable
@@ -19,15 +19,29 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from fastgw.metrics import StoreSeries
-    from fastgw.policy.ledger import Account, Ledger
+    from fastgw.model import Batch, Settled
+    from fastgw.policy.account import Account
+    from fastgw.policy.ledger import Ledger
     from fastgw.store.base import Store
 
 log = logging.getLogger(__name__)
 
+REFRESH = 0.25
+"""Seconds between two looks at what is held."""
+PARK = 0.02
+"""Seconds after which who waits for room asks again."""
 FIRST_RETRY = 0.05
 LAST_RETRY = 2.0
 MAX_ROUNDS = 16
 """Settle calls that a waiter sees go by at most."""
+
+
+class _Wait(NamedTuple):
+    waiter: Waiter
+    accounts: Sequence[Account]
+    since: float
+    sequence: int
+    rounds: int
 
 
 class Waiter(Protocol):
@@ -52,7 +66,10 @@ class Settlement:
         self._pace = pace
         self._series = series
         self._wake = asyncio.Event()
-        self._waiting: list[tuple[Waiter, Sequence[Account], float, int]] = []
+        self._waiting: list[_Wait] = []
+        self._parked: list[Waiter] = []
+        self._refreshing: asyncio.TimerHandle | None = None
+        self._unparking: asyncio.TimerHandle | None = None
         self._task: asyncio.Task[None] | None = None
         self._ending = False
         self._end = asyncio.Event()
@@ -63,11 +80,32 @@ class Settlement:
     def start(self) -> None:
         """Begin. Call once, in the loop."""
         self._task = tasks.spawn(self._run(), "settlement")
+        self._refresh()
 
-    def wait(self, waiter: Waiter, accounts: Sequence[Account], since: float) -> None:
-        """Call `waiter.admit()` when every account is known as of `since` or the store is away."""
-        self._waiting.append((waiter, accounts, since, 0))
+    def wait(
+        self, waiter: Waiter, accounts: Sequence[Account], since: float, sequence: int = 0
+    ) -> None:
+        """Call `waiter.admit()` when every account is known as of `since`, and what was asked
+        before the batch of `sequence` is answered; or when the store is away."""
+        self._waiting.append(_Wait(waiter, accounts, since, sequence, 0))
         self._wake.set()
+
+    def park(self, waiter: Waiter) -> None:
+        """Call `waiter.admit()` a moment later: running requests may have given something back."""
+        if not self._parked:
+            self._unparking = asyncio.get_running_loop().call_later(PARK, self._unpark)
+        self._parked.append(waiter)
+
+    def _unpark(self) -> None:
+        parked, self._parked = self._parked, []
+        for waiter in parked:
+            self._admit(waiter)
+
+    def _refresh(self) -> None:
+        self._refreshing = asyncio.get_running_loop().call_later(REFRESH, self._refresh)
+        self._ledger.refresh(clock.wall())
+        if self._ledger.has_work:
+            self._wake.set()
 
     async def _run(self) -> None:
         retry = FIRST_RETRY
@@ -80,8 +118,8 @@ class Settlement:
             asked_at = clock.wall()
             began = clock.monotonic()
             try:
-                used = await self._store.settle(batch)
-                if len(used) != len(batch.debits):
+                answer = await self._store.settle(batch)
+                if (len(answer.used), len(answer.holds)) != (len(batch.debits), len(batch.claims)):
                     raise StoreUnavailable("the store answered for another batch")
             except StoreUnavailable as error:
                 self._went_away(error)
@@ -91,12 +129,14 @@ class Settlement:
                 self._went_away(StoreUnavailable("unexpected failure"))
             else:
                 retry = FIRST_RETRY
-                unusable = self._ledger.settled(used, asked_at)
+                unusable = self._ledger.settled(answer, asked_at)
                 took = clock.monotonic() - began
                 if self._series is not None:
                     self._series.settled(took, len(batch.debits))
                 if unusable:
                     self._cannot_keep(unusable)
+                if answer.lost or answer.ahead:
+                    self._odd(batch, answer)
                 self._came_back()
                 self._release()
                 if self._pace > took and not self._waiting and not self._ending:
@@ -115,16 +155,22 @@ class Settlement:
 
     def _release(self) -> None:
         waiting, self._waiting = self._waiting, []
-        for waiter, accounts, since, rounds in waiting:
+        ledger = self._ledger
+        for wait in waiting:
             # A clock that was set back makes every answer look old: the rounds bound the wait.
-            if self._ledger.stale(accounts, since) and self.up and rounds < MAX_ROUNDS:
-                self._waiting.append((waiter, accounts, since, rounds + 1))
-                continue
-            try:
-                waiter.admit()
-            except Exception:
-                log.exception("settlement: an exchange failed as it was admitted")
-                waiter.fail()
+            if self.up and wait.rounds < MAX_ROUNDS:
+                stale = ledger.stale(wait.accounts, wait.since)
+                if stale or (wait.sequence and ledger.unanswered(wait.accounts, wait.sequence)):
+                    self._waiting.append(wait._replace(rounds=wait.rounds + 1))
+                    continue
+            self._admit(wait.waiter)
+
+    def _admit(self, waiter: Waiter) -> None:
+        try:
+            waiter.admit()
+        except Exception:
+            log.exception("settlement: an exchange failed as it was admitted")
+            waiter.fail()
 
     def _went_away(self, error: StoreUnavailable) -> None:
         if self.up:
@@ -143,6 +189,16 @@ class Settlement:
         if self._series is not None:
             self._series.failed()
 
+    def _odd(self, batch: Batch, answer: Settled) -> None:
+        if answer.lost:
+            log.error(
+                "the store has lost data: %d account(s), as %s, were put back to what was known",
+                len(answer.lost),
+                batch.debits[answer.lost[0]].account,
+            )
+        if answer.ahead:
+            log.error("another process debits as %s: going on under another name", batch.writer)
+
     def _came_back(self) -> None:
         if not self.up:
             log.warning("store back: settling what was kept")
@@ -151,6 +207,9 @@ class Settlement:
     async def close(self, within: float) -> bool:
         """Settle what is left, within so many seconds. Returns whether no debit is pending."""
         self._ending = True
+        for timer in (self._refreshing, self._unparking):
+            if timer is not None:
+                timer.cancel()
         self._end.set()
         self._wake.set()
         if self._task is not None:

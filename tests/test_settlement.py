@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 from fastgw.errors import StoreUnavailable
-from fastgw.model import Batch, Debit, Usage
-from fastgw.policy.ledger import Account, Ledger, Limit
+from fastgw.model import Batch, Debit, Settled, Usage
+from fastgw.policy.account import Account, Limit
+from fastgw.policy.ledger import Ledger
 from fastgw.policy.window import EpochWindow
 from fastgw.settlement import Settlement
 from fastgw.store.base import UNUSABLE
@@ -33,18 +34,18 @@ class Failing(MemoryStore):
         self.gate = asyncio.Event()
         self.gate.set()
 
-    async def settle(self, batch: Batch) -> list[int]:
+    async def settle(self, batch: Batch) -> Settled:
         self.batches.append(batch)
         await self.gate.wait()
         fault = self.plan.pop(0) if self.plan else ""
         if fault == "lost":
             raise StoreUnavailable("lost on the way there")
-        used = await super().settle(batch)
+        answer = await super().settle(batch)
         if fault == "unanswered":
             raise StoreUnavailable("lost on the way back")
         if fault == "bug":
             raise ValueError("malformed reply")
-        return used[1:] if fault == "short" else used
+        return answer._replace(used=answer.used[1:]) if fault == "short" else answer
 
 
 class Waits:
@@ -92,7 +93,7 @@ async def _conserved(fault: str) -> None:
     assert one.count.spent == 17
     await until(lambda: settlement.up and not ledger.has_work)
     assert await settlement.close(10)
-    assert await store.accounts() == {one.count.key: 17}
+    assert await store.accounts() == {one.count.key: (17, 0)}
     assert one.count.spent == 17
     # sent again as it was, so that its sequence makes it harmless
     assert store.batches[0] == store.batches[1] == store.batches[2] == store.batches[3]
@@ -197,13 +198,13 @@ def test_an_account_that_the_store_cannot_keep_is_told_of_and_harms_no_other(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     class Odd(MemoryStore):
-        async def settle(self, batch: Batch) -> list[int]:
-            used = await super().settle(batch)
-            names = [debit.account for debit in batch.debits]
-            return [
-                UNUSABLE if "odd" in name else value
-                for name, value in zip(names, used, strict=True)
+        async def settle(self, batch: Batch) -> Settled:
+            answer = await super().settle(batch)
+            used = [
+                UNUSABLE if "odd" in debit.account else value
+                for debit, value in zip(batch.debits, answer.used, strict=True)
             ]
+            return answer._replace(used=used)
 
     async def run() -> None:
         ledger = Ledger("w", math.inf)

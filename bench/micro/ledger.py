@@ -6,8 +6,9 @@ python -m bench.micro.ledger
 from __future__ import annotations
 
 from bench.micro.timing import Row, show, timed
-from fastgw.model import Usage
-from fastgw.policy.ledger import Ledger, Limit
+from fastgw.model import Settled, Usage
+from fastgw.policy.account import Limit
+from fastgw.policy.ledger import Ledger
 from fastgw.policy.window import make_window
 
 NOW = 1_790_000_000.0
@@ -23,7 +24,7 @@ def run(number: int = 20_000) -> list[Row]:
 
     def settle() -> None:
         while (batch := ledger.take()) is not None:
-            ledger.settled([0] * len(batch.debits), NOW)
+            ledger.settled(Settled([0] * len(batch.debits), [], [], []), NOW)
 
     assert ledger.stale((*accounts, *many), NOW)
     settle()

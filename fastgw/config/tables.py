@@ -138,6 +138,11 @@ class Store:
         ("local", "closed", "open"),
     )
     prefix: str = setting("fastgw", "first part of every key in Redis")
+    journal: str = setting(
+        "auto",
+        "folder where debits survive a crash until the store has them; auto = beside the SQLite "
+        'file, else $STATE_DIRECTORY or the working directory; "" = none',
+    )
     timeout: float = setting(
         0.5, "hard deadline of one call to the store; SQLite: 5 s at least", "duration"
     )
@@ -224,10 +229,10 @@ class Budget:
     )
     unit: str = setting(
         "tokens",
-        "what is counted",
+        "what is counted; parallel: requests that run at one time, without a window",
         "choice",
-        ("tokens", "input_tokens", "output_tokens", "requests"),
-        later=("usd", "parallel"),
+        ("tokens", "input_tokens", "output_tokens", "requests", "parallel"),
+        later=("usd",),
     )
     limit: int = setting(
         REQUIRED, "amount of the unit in a window; 0 refuses all", "number", least=0
@@ -240,10 +245,20 @@ class Budget:
     )
     admission: str = setting(
         "post",
-        "post = the request that crosses the limit completes, the next is refused",
+        "post = the request that crosses the limit completes, the next is refused; "
+        "reserve = hard cap: what a request may cost is held before it runs",
         "choice",
-        ("post",),
-        later=("reserve",),
+        ("post", "reserve"),
+    )
+    wait: float = setting(
+        1.0,
+        "reserve and parallel: what is left is held by running requests; wait so long for it, "
+        "then 429",
+        "duration",
+        least=0,
+    )
+    clamp_max_tokens: bool = setting(
+        False, "reserve: limit the answer to what is left rather than wait or refuse", "flag"
     )
     shadow: bool = setting(False, "count and report, never refuse", "flag")
     on_missing: str = setting(
@@ -275,6 +290,11 @@ class Upstream:
     )
     include_usage: bool = setting(
         True, "ask for the usage of streams; false for a provider that rejects the option", "flag"
+    )
+    default_max_tokens: int = setting(
+        4096,
+        "output tokens that reserve expects of a request that names no max_tokens",
+        "number",
     )
     forward_ratelimit_headers: bool = setting(
         False, "let the provider's x-ratelimit-* through to clients", "flag"

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 from fastgw.config.expression import Expression, parse_expression
-from fastgw.policy.ledger import Limit
-from fastgw.policy.window import make_window
+from fastgw.policy.account import Limit
+from fastgw.policy.window import NoWindow, make_window
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -60,9 +60,12 @@ class Rule:
             budget.name,
             budget.unit,
             budget.limit,
-            make_window(budget.window),
+            NoWindow() if budget.unit == "parallel" else make_window(budget.window),
             shadow=budget.shadow,
             warn_at=budget.warn_at,
+            reserves=budget.admission == "reserve",
+            wait=budget.wait,
+            clamps=budget.clamp_max_tokens,
         )
         self.match = dict(budget.match or {})
         self.per = tuple(parse_expression(text) for text in budget.per)

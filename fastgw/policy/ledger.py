@@ -7,147 +7,133 @@
    debits are settled: a debit belongs to the window in which it was made.
 3. Only one batch is under way. Until it is acknowledged it is sent again as it was, with its
    sequence; meanwhile debits add up in pending. So the batch size follows the load by itself.
-4. Check all, then write all: `admit` changes nothing unless every account lets the request in.
+4. Check all, then write all: `refuses` and `reserve` change nothing unless every account lets the
+   request in.
 5. A count older than `max_staleness` is asked for again before it decides, and missing is not zero:
    a count never heard of is always asked for first.
-6. Settling cannot fail and does not wait: `debit` adds to an integer.
+6. Settling cannot fail and does not wait: `settle` adds to integers, and to the journal's.
+7. Where requests need a promise, the store grants a hold to the worker (`Count.hold`) and the
+   worker promises parts of it. A hold shrinks when a batch is taken and grows when it is answered,
+   so that at no moment more is promised than the store knows of. Debits use up the hold: the
+   script raises `used` and replaces the hold in one step.
 
 No clock, no store, no loop: settlement moves the batches, and hands time in.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 from weakref import WeakValueDictionary
 
-from fastgw.model import Batch, Debit
-from fastgw.policy.window import GRACE, AccountName, Window, account_key
+from fastgw.model import Batch, Claim, Debit
+from fastgw.policy.account import Account, Count, Limit, Promise
+from fastgw.policy.window import GRACE
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
-    from fastgw.model import Usage
+    from fastgw.model import Owed, Settled, Usage
 
-NEVER = float("-inf")
 MAX_BATCH = 2000
 """Lines of one batch: bounds the time that one call occupies the store."""
 MAX_KEPT = 100_000
 """Accounts that are remembered while nobody uses them: about 50 MB."""
+LAPSE = 30
+"""Seconds after which the holds of a worker that died are free again."""
+RENEW = LAPSE / 3
+"""Seconds after which a hold is claimed again."""
 
 
-class Limit:
-    """A budget as the ledger sees it: name, unit, amount, window, whether it refuses."""
-
-    __slots__ = ("amount", "fields", "name", "refusals", "shadow", "unit", "warn_at", "window")
-
-    def __init__(
-        self,
-        name: str,
-        unit: str,
-        amount: int,
-        window: Window,
-        *,
-        shadow: bool = False,
-        warn_at: float = 0.0,
-    ) -> None:
-        self.name = name
-        self.unit = unit
-        self.amount = amount
-        self.fields = b"x-ratelimit-limit: %d\r\nx-ratelimit-remaining: " % amount
-        self.window = window
-        self.shadow = shadow
-        self.warn_at = warn_at
-        self.refusals = 0
-        """Requests that it refused (or, in shadow, would have refused)."""
+SWEEP = 500
+"""Counts that one refresh looks at for slots to free."""
 
 
-class Count:
-    """An account in one window."""
+class Slots(Protocol):
+    """Where debits survive the process: the journal. `words[slot]` is the sum of all debits of an
+    account; adding to it is all that a debit costs."""
 
-    __slots__ = (
-        "__weakref__",
-        "asked",
-        "expires_at",
-        "key",
-        "known_at",
-        "pending",
-        "queued",
-        "sent",
-        "used",
-    )
+    words: memoryview[int]
 
-    def __init__(self, key: str, expires_at: int) -> None:
-        self.key = key
-        self.expires_at = expires_at
-        self.used = 0
-        self.pending = 0
-        self.sent = 0
-        self.known_at = NEVER
-        self.queued = False  # waits for the next batch
-        self.asked = False  # is in the batch under way
+    def take(self, key: str, expires_at: int) -> int:
+        """A slot for this account; 0 if none can be had."""
 
-    @property
-    def spent(self) -> int:
-        """What a decision looks at."""
-        return self.used + self.pending + self.sent
+    def begin(self, sequence: int) -> None:
+        """The next batch has this sequence; no other will."""
 
-    def __repr__(self) -> str:
-        return f"<Count {self.key} used={self.used} pending={self.pending} sent={self.sent}>"
+    def send(self, slot: int, sequence: int) -> None:
+        """All that was debited up to now is in the batch of this sequence."""
 
+    def acknowledge(self, slot: int, used: int) -> None:
+        """What was sent is in the store, which holds `used` now."""
 
-class Account:
-    """One limit for one value of its `per`. `count` is the count of the current window."""
+    def unsend(self, slot: int) -> None:
+        """What was sent did not count."""
 
-    __slots__ = ("__weakref__", "_counts", "count", "end", "limit", "start", "values", "warned_at")
+    def free(self, slot: int) -> None:
+        """The slot is not used any more."""
 
-    def __init__(
-        self,
-        limit: Limit,
-        values: tuple[str, ...],
-        now: float,
-        counts: WeakValueDictionary[str, Count] | None = None,
-    ) -> None:
-        """`counts`: those that live, by key. An account that was forgotten and is made again finds
-        the count that still waits for the store: one key never has two."""
-        self.limit = limit
-        self.values = values
-        self._counts = WeakValueDictionary() if counts is None else counts
-        self.warned_at = 0
-        self.roll(now)
-
-    def roll(self, now: float) -> None:
-        """Begin the window that holds `now` (epoch seconds)."""
-        limit = self.limit
-        self.start, self.end = limit.window.bounds(now)
-        name = AccountName(limit.name, limit.unit, limit.window.name, self.start, self.values)
-        key = account_key(name)
-        count = self._counts.get(key)
-        if count is None:
-            count = self._counts[key] = Count(key, self.end + GRACE)
-        self.count = count
-
-    @property
-    def remaining(self) -> int:
-        """What is left of the limit, never negative; 0 means refused."""
-        return max(0, self.limit.amount - self.count.spent)
+    def rename(self) -> str:
+        """A name for this writer that nobody else has."""
 
 
 class Ledger:
     """All accounts that this worker serves. Times are epoch seconds, amounts integers."""
 
-    def __init__(self, writer: str, max_staleness: float) -> None:
-        """`writer` names this worker and its boot for the store. `max_staleness` in seconds; use
-        infinity where no other process can debit."""
+    def __init__(
+        self,
+        writer: str,
+        max_staleness: float,
+        *,
+        slots: Slots | None = None,
+        sequence: int = 0,
+        owed: Sequence[Owed] = (),
+    ) -> None:
+        """`writer` names this worker for the store. `max_staleness` in seconds; infinity where no
+        other process can debit. `slots`, the last `sequence` it began and what is `owed` come from
+        the journal of whoever had this name before."""
         self._writer = writer
-        self._sequence = 0
+        self._sequence = sequence
         self._max_staleness = min(max_staleness, 1e15)  # NEVER is older than any
+        self._slots = slots
         self._accounts: WeakValueDictionary[tuple[str, tuple[str, ...]], Account] = (
             WeakValueDictionary()
         )
         self._counts: WeakValueDictionary[str, Count] = WeakValueDictionary()
         self._kept: dict[Account, None] = {}
         self._queue: list[Count] = []
+        self._holding: dict[Count, None] = {}
         self._in_flight: tuple[Batch, list[Count]] | None = None
+        self._again: list[tuple[Batch, list[Count]]] = []
+        self._sweep: list[Count] = []
+        self.lost = 0
+        """Times that the store had lost an account and got it back from here."""
+        self.renamed = 0
+        """Times that another process was found to use our name."""
+        self._restore(owed)
+
+    def _restore(self, owed: Sequence[Owed]) -> None:
+        """Take over what a worker that died had not settled, batch by batch as it was sent."""
+        sent: dict[int, list[Count]] = {}
+        for entry in owed:
+            count = self._counts[entry.key] = Count(entry.key, entry.expires_at)
+            count.slot = entry.slot
+            count.settled = entry.settled
+            count.used = entry.known
+            count.sent = entry.sent
+            count.pending = entry.rest
+            self._enqueue(count)  # with nothing owed too: what it held is given back
+            self._holding[count] = None
+            if entry.sent:
+                sent.setdefault(entry.sequence, []).append(count)
+        for sequence in sorted(sent, reverse=True):
+            counts = sent[sequence]
+            debits = tuple(
+                Debit(each.key, each.sent, each.expires_at, each.settled, each.used)
+                for each in counts
+            )
+            self._again.append((Batch(self._writer, sequence, debits, (), LAPSE), counts))
+
+    # accounts
 
     def account(self, limit: Limit, values: tuple[str, ...], now: float) -> Account:
         """The account of these values: one object for all who name it."""
@@ -169,10 +155,28 @@ class Ledger:
             del kept[oldest]
             if oldest.count.pending or oldest.count.sent:
                 kept[oldest] = None
+            else:
+                self._forget(oldest.count)
+
+    def _roll(self, account: Account, now: float) -> None:
+        old = account.count
+        account.roll(now)
+        if old is not account.count:
+            self._forget(old)
+
+    def _forget(self, count: Count) -> None:
+        """Nobody will debit this count again: its place in the journal is free if it owes nothing.
+        A late debit takes another."""
+        owes = count.pending or count.sent or count.hold or count.held
+        if count.slot and self._slots is not None and not owes:
+            self._slots.free(count.slot)
+            count.slot = 0
 
     def accounts(self) -> list[Account]:
         """Every account in use, for reports."""
         return list(self._accounts.values())
+
+    # admission
 
     def stale(self, accounts: Iterable[Account], now: float) -> bool:
         """Whether a decision of the moment `now` needs the store first; if so it is being asked.
@@ -183,13 +187,12 @@ class Ledger:
         found = False
         for account in accounts:
             if not account.start <= now < account.end:
-                account.roll(now)
+                self._roll(account, now)
             count = account.count
             if now - count.known_at > self._max_staleness:
                 found = True
                 if not count.queued and not count.asked:
-                    count.queued = True
-                    self._queue.append(count)
+                    self._enqueue(count)
         return found
 
     def refuses(self, accounts: Iterable[Account]) -> Account | None:
@@ -210,64 +213,222 @@ class Ledger:
             if account.limit.unit == "requests":
                 self._add(account.count, 1)
 
+    def reserve(
+        self, accounts: Iterable[Account], estimate: Usage, *, alone: bool = False
+    ) -> Account | list[Promise]:
+        """Promise `estimate` on every account that needs it, or on none.
+
+        Returns the promises, one for each account, or the account that stands against it: used up,
+        or with too little room, for which the store can be asked (`ask`). `alone`: the store is
+        away, so the last known numbers decide.
+        """
+        against = None
+        for account in accounts:
+            limit, count = account.limit, account.count
+            if limit.shadow:
+                continue
+            if count.used + count.pending + count.sent >= limit.amount:
+                return account
+            if limit.reserves:
+                claim = limit.claim(estimate)
+                if claim > (account.remaining if alone else count.room):
+                    against = against or account
+        return against if against is not None else self.promise(accounts, estimate)
+
+    def promise(self, accounts: Iterable[Account], estimate: Usage) -> list[Promise]:
+        """Promise without asking."""
+        promises = []
+        for account in accounts:
+            limit, count = account.limit, account.count
+            promise = Promise(account)
+            if limit.shadow and account.remaining <= 0:
+                limit.refusals += 1
+            if limit.unit == "requests":
+                self._add(count, 1)
+            elif limit.reserves:
+                promise.held = limit.claim(estimate)
+                count.held += promise.held
+                self._hold(count, promise.held)
+            promises.append(promise)
+        return promises
+
+    def ask(self, accounts: Iterable[Account], estimate: Usage) -> int:
+        """Ask the store for room. Returns the sequence of the batch from which on it has answered
+        (see `unanswered`)."""
+        for account in accounts:
+            limit, count = account.limit, account.count
+            if limit.reserves and not limit.shadow:
+                claim = limit.claim(estimate)
+                count.need += claim
+                self._hold(count, claim)
+                if not count.queued:
+                    self._enqueue(count)
+        return self._sequence + 1
+
+    def _hold(self, count: Count, claim: int) -> None:
+        count.step = claim
+        count.active = True
+        if count not in self._holding:
+            self._holding[count] = None
+            if not count.slot and self._slots is not None:
+                # So that whoever takes over gives back what we hold.
+                count.slot = self._slots.take(count.key, count.expires_at)
+
+    def unanswered(self, accounts: Iterable[Account], sequence: int) -> bool:
+        """Whether the store has yet to answer what `ask` returned `sequence` for."""
+        return any(
+            account.limit.reserves and account.count.answered < sequence for account in accounts
+        )
+
+    def refresh(self, now: float) -> None:
+        """Claim again what we hold before it lapses, give back what nobody asked for lately, and
+        free the slots of windows that are over. Call every quarter of a second or so."""
+        for count in list(self._holding):
+            if not count.active and count.step:
+                count.step = 0
+                idle = count.room > 0
+            else:
+                idle = False
+            count.active = False
+            if not count.hold and not count.held and not count.queued and not count.asked:
+                del self._holding[count]
+            elif (idle or now - count.known_at > RENEW) and not count.queued:
+                self._enqueue(count)
+        if self._slots is not None:
+            if not self._sweep:
+                self._sweep = [count for count in self._counts.values() if count.slot]
+            for count in self._sweep[-SWEEP:]:
+                if now > count.expires_at - GRACE and count not in self._holding:
+                    self._forget(count)
+            del self._sweep[-SWEEP:]
+
+    # settling
+
     def debit(self, accounts: Iterable[Account], usage: Usage, now: float) -> None:
         """Charge what an exchange cost to every account, in the window that is current now."""
         for account in accounts:
-            unit = account.limit.unit
-            if unit == "tokens":
-                amount = usage.input_tokens + usage.output_tokens
-            elif unit == "input_tokens":
-                amount = usage.input_tokens
-            elif unit == "output_tokens":
-                amount = usage.output_tokens
-            else:
-                continue
+            amount = account.limit.cost(usage)
             if amount:
                 if now >= account.end:
-                    account.roll(now)
+                    self._roll(account, now)
                 self._add(account.count, amount)
+
+    def charge(self, promises: Iterable[Promise], usage: Usage, now: float) -> None:
+        """Charge what an exchange has cost so far, as its answer passes. What was charged before
+        counts as part of `usage`; a correction goes where the charge went."""
+        for promise in promises:
+            account = promise.account
+            cost = account.limit.cost(usage)
+            amount = cost - promise.charged
+            if not amount:
+                continue
+            promise.charged = cost
+            if promise.held:
+                spent = min(promise.held, max(0, amount))
+                promise.held -= spent
+                promise.count.held -= spent
+            if amount > 0:
+                if now >= account.end:
+                    self._roll(account, now)
+                promise.charged_in = account.count
+            self._add(promise.charged_in, amount)
+
+    def release(self, promises: Iterable[Promise]) -> None:
+        """The exchange is over: nothing is held for it any more."""
+        for promise in promises:
+            if promise.held:
+                count = promise.count
+                count.held -= promise.held
+                promise.held = 0
+                if not count.queued:
+                    self._enqueue(count)
 
     def _add(self, count: Count, amount: int) -> None:
         count.pending += amount
+        slots = self._slots
+        if slots is not None:
+            if not count.slot:
+                count.slot = slots.take(count.key, count.expires_at)
+            if count.slot:
+                slots.words[count.slot] += amount
         if not count.queued:
             count.queued = True
             self._queue.append(count)
 
+    def _enqueue(self, count: Count) -> None:
+        count.queued = True
+        self._queue.append(count)
+
+    # batches
+
     @property
     def has_work(self) -> bool:
         """Whether a batch is under way or waits."""
-        return self._in_flight is not None or bool(self._queue)
+        return self._in_flight is not None or bool(self._queue) or bool(self._again)
 
     @property
     def pending(self) -> int:
         """Counts with debits that the store has not acknowledged."""
-        in_flight = self._in_flight[1] if self._in_flight is not None else ()
-        return sum(1 for count in in_flight if count.sent) + sum(
-            1 for count in self._queue if count.pending and not count.sent
-        )
+        waiting = {count for count in self._queue if count.pending or count.sent}
+        if self._in_flight is not None:
+            waiting.update(count for count in self._in_flight[1] if count.sent)
+        return len(waiting)
+
+    @property
+    def held(self) -> int:
+        """Counts on which something is promised to exchanges in flight."""
+        return sum(1 for count in self._holding if count.held)
 
     def take(self) -> Batch | None:
         """The batch to send: the one under way again, else the next; None if there is nothing."""
         if self._in_flight is not None:
             return self._in_flight[0]
+        if self._again:
+            self._in_flight = self._again.pop()
+            return self._in_flight[0]
         if not self._queue:
             return None
         counts = self._queue[:MAX_BATCH]
         self._queue = self._queue[MAX_BATCH:]
-        debits = []
+        self._sequence += 1
+        sequence, slots = self._sequence, self._slots
+        if slots is not None:
+            slots.begin(sequence)
+        debits: list[Debit] = []
+        claims: list[Claim] = []
         for count in counts:
             count.queued = False
             count.asked = True
             count.sent = count.pending
             count.pending = 0
-            debits.append(Debit(count.key, count.sent, count.expires_at))
-        self._sequence += 1
-        batch = Batch(self._writer, self._sequence, tuple(debits))
+            if count.limit is not None or count.hold or count in self._holding:
+                claims.append(self._claim(count, len(debits)))
+            if count.slot and slots is not None and count.sent:
+                slots.send(count.slot, sequence)
+            debits.append(Debit(count.key, count.sent, count.expires_at, count.settled, count.used))
+        batch = Batch(self._writer, sequence, tuple(debits), tuple(claims), LAPSE)
         self._in_flight = (batch, counts)
         return batch
 
-    def settled(self, used: list[int], asked_at: float) -> list[str]:
-        """The store applied the batch under way; `used` is its answer, line by line.
+    def _claim(self, count: Count, line: int) -> Claim:
+        """What to ask for. What is sent leaves the hold, and of the rest only that is kept which is
+        promised, waited for or wanted as a slice."""
+        need, count.need = count.need, 0
+        left = max(0, count.hold - count.sent - count.held)
+        ahead = count.slice()
+        kept = min(left, need + ahead)
+        count.hold = count.held + kept
+        limit = count.limit
+        return Claim(
+            line,
+            limit.amount if limit is not None else 0,
+            count.hold,
+            max(0, need - kept),
+            max(0, ahead - max(0, kept - need)),
+        )
+
+    def settled(self, answer: Settled, asked_at: float) -> list[str]:
+        """The store applied the batch under way; `answer` is what it said, line by line.
 
         `asked_at` is when the batch left: the answer is at least as young. Returns the keys of the
         accounts that the store cannot keep (a negative answer): this worker alone counts them.
@@ -275,14 +436,44 @@ class Ledger:
         unusable: list[str] = []
         if self._in_flight is None:
             return unusable
-        _, counts = self._in_flight
+        batch, counts = self._in_flight
         self._in_flight = None
-        for count, value in zip(counts, used, strict=True):
+        slots = self._slots
+        if answer.ahead:
+            self._rename(answer.ahead, counts)
+        for count, value in zip(counts, answer.used, strict=True):
             if value < 0:
                 unusable.append(count.key)
                 value = count.used + count.sent
             count.used = value
-            count.sent = 0
             count.asked = False
             count.known_at = asked_at
+            count.answered = batch.sequence
+            if count.sent:
+                count.sent = 0
+                count.settled = batch.sequence
+                if count.slot and slots is not None:
+                    slots.acknowledge(count.slot, value)
+        for claim, (others, granted) in zip(batch.claims, answer.holds, strict=True):
+            count = counts[claim.line]
+            count.others = others
+            count.hold = granted
+        self.lost += len(answer.lost)
         return unusable
+
+    def _rename(self, lines: list[int], counts: list[Count]) -> None:
+        """The store left lines out since it has seen higher sequences under our name: go on under
+        one that is ours alone, and send them again."""
+        slots = self._slots
+        self._writer = slots.rename() if slots is not None else self._writer + "+"
+        self.renamed += 1
+        for count in list(self._counts.values()):
+            count.settled = 0
+        for line in lines:
+            count = counts[line]
+            count.pending += count.sent
+            count.sent = 0
+            if count.slot and slots is not None:
+                slots.unsend(count.slot)
+            if not count.queued:
+                self._enqueue(count)

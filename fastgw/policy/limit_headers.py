@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from fastgw.errors import BudgetExceeded
+from fastgw.policy.window import FAR
 
 if TYPE_CHECKING:
-    from fastgw.policy.ledger import Account
+    from fastgw.policy.account import Account
 
 LONG = 60
 """Seconds to the reset past which an SDK is told not to wait: several sleep for all of it."""
@@ -34,15 +35,38 @@ def limit_fields(accounts: tuple[Account, ...], now: float) -> bytes:
     return b"%b%d\r\nx-ratelimit-reset: %d\r\n" % (
         tightest.limit.fields,
         tightest.remaining,
-        max(0, tightest.end - int(now)),
+        _reset(tightest, now),
+    )
+
+
+def _reset(account: Account, now: float) -> int:
+    """Seconds to the reset of an account in whole numbers; 0 for one that is never reset."""
+    return max(0, account.end - int(now)) if account.end < FAR else 0
+
+
+def _no_room(account: Account, who: str, now: float) -> BudgetExceeded:
+    """Running requests hold what is left: they may give it back at any time."""
+    limit = account.limit
+    what = "requests at one time" if limit.unit == "parallel" else limit.unit.replace("_", " ")
+    return BudgetExceeded(
+        f"rate limit exceeded: budget '{limit.name}'{who} has used {account.count.spent} of "
+        f"{limit.amount} {what}, held {account.held}; what is left is held by running requests",
+        (
+            ("x-ratelimit-limit", str(limit.amount)),
+            ("x-ratelimit-remaining", str(account.remaining)),
+            ("x-ratelimit-reset", str(_reset(account, now))),
+            ("retry-after", "1"),
+        ),
     )
 
 
 def exceeded(account: Account, now: float) -> BudgetExceeded:
-    """The refusal of a request whose `account` is used up."""
+    """The refusal of a request whose `account` is used up, or has too little room for it."""
     limit = account.limit
-    reset = max(1, int(account.end - now) + 1)
     who = f" ({', '.join(account.values)})" if account.values else ""
+    if not account.used_up:
+        return _no_room(account, who, now)
+    reset = max(1, int(account.end - now) + 1)
     headers = [
         ("x-ratelimit-limit", str(limit.amount)),
         ("x-ratelimit-remaining", "0"),
@@ -53,6 +77,7 @@ def exceeded(account: Account, now: float) -> BudgetExceeded:
         headers.append(("x-should-retry", "false"))
     return BudgetExceeded(
         f"rate limit exceeded: budget '{limit.name}'{who} has used {account.count.spent} of "
-        f"{limit.amount} {limit.unit.replace('_', ' ')}, held 0; it resets in {reset} s",
+        f"{limit.amount} {limit.unit.replace('_', ' ')}, held {account.held}; it resets in "
+        f"{reset} s",
         tuple(headers),
     )

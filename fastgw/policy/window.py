@@ -27,6 +27,9 @@ UNITS = {
 }
 """Length in seconds of each epoch-aligned window."""
 
+FAR = 2**53
+"""An epoch second that will not come."""
+
 GRACE = 3600
 """Seconds that the store keeps a count after its window: late debits and reports find it."""
 
@@ -79,6 +82,21 @@ class CalendarWindow:
         else:
             end = start + timedelta(days=1)
         return int(start.timestamp()), int(end.timestamp())
+
+
+def reset_seconds(end: int, now: float) -> int:
+    """Seconds until a window that ends at `end` is over, rounded up; 0 where it never is."""
+    return max(0, int(end - now) + 1) if end < FAR else 0
+
+
+class NoWindow:
+    """For what runs at one time: nothing is counted up, so nothing is reset."""
+
+    name = "now"
+
+    def bounds(self, now: float) -> tuple[int, int]:
+        """See Window."""
+        return 0, FAR
 
 
 def make_window(setting: str | CalendarSetting) -> Window:

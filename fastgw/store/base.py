@@ -1,8 +1,13 @@
 """The contract of a store: where counts live that survive a worker and are shared by all.
 
-A store keeps, for each account, `used` and the last sequence that each writer settled there. It
-knows neither limits nor windows; an account's name carries both, and `expires_at` says when it may
-be forgotten. One suite (tests/store/test_contract.py) holds every store to this.
+A store keeps for each account `used`, the last sequence that each writer settled there, and what
+each writer holds there until when. It knows no windows; an account's name carries its own, and
+`expires_at` says when it may be forgotten. One suite (tests/store/test_contract.py) holds every
+store to this.
+
+Debits are changes and guarded by their sequence. Holds are state: a writer says what it holds, and
+saying it again replaces it. So there is no release that can be forgotten; the hold of a writer that
+died lapses.
 """
 
 from __future__ import annotations
@@ -10,10 +15,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    from fastgw.model import Batch
+    from fastgw.model import Batch, Claim, Settled, Standing
 
 
 UNUSABLE = -1
+
+SPARE_SHARE = 8
+"""Of what is free on an account, one claim takes this part at most ahead of need."""
 
 
 class Store(Protocol):
@@ -25,18 +33,28 @@ class Store(Protocol):
     async def open(self) -> None:
         """Connect and prepare. May be called again after a failure."""
 
-    async def settle(self, batch: Batch) -> list[int]:
-        """Apply each debit whose sequence is new to its account; return `used` line by line.
+    async def settle(self, batch: Batch) -> Settled:
+        """Apply each debit whose sequence is new to its account, then decide each claim.
 
         All lines are applied or, on StoreUnavailable, possibly all: the same batch may be sent
         again and is then applied once. An amount of 0 reads and creates nothing; a negative one
         corrects, never below 0. A line whose account cannot hold a count (a key of another type) is
-        left out, its answer is UNUSABLE; the others are applied. Returns or raises within the
-        store's hard deadline.
+        left out, its answer is UNUSABLE; the others are applied. A claim counts against `used` as
+        it is after the batch; one that came before with the same sequence keeps what it was
+        granted, an older one changes nothing. Returns or raises within the store's hard deadline.
         """
 
-    async def accounts(self) -> dict[str, int]:
-        """`used` of every live account, by its name; for reports."""
+    async def accounts(self) -> dict[str, Standing]:
+        """Every live account, by its name; for reports. Holds that lapsed are not counted."""
 
     async def close(self) -> None:
         """Let go of connections and files. May be called twice."""
+
+
+def granted(claim: Claim, free: int) -> int:
+    """The hold of a claim where `free` is what the limit leaves beside `used`, the holds of others
+    and the claim's floor. lua/settle.lua says the same."""
+    if free <= 0:
+        return claim.floor
+    needed = min(claim.need, free)
+    return claim.floor + needed + min(claim.spare, (free - needed) // SPARE_SHARE)

@@ -1,8 +1,9 @@
 """Budgets shared by hosts: Redis or Valkey, 6.2 and later.
 
-Each account is one hash, `<prefix>:a:<account>`, with the fields `used` and `s:<writer>`: the last
-sequence that this writer settled there. Beside the number it guards, so that both live and die
-together. A batch is one EVALSHA of lua/settle.lua; the server runs it as a whole.
+Each account is one hash, `<prefix>:a:<account>`, with the fields `used`, `s:<writer>`: the last
+sequence that this writer settled there, and `h:<writer>`: what it holds there until when. Beside
+the number they guard, so that all live and die together. A batch is one EVALSHA of lua/settle.lua;
+the server runs it as a whole.
 
 How the server is reached, and what a failure there means, is the link's: see `link`.
 """
@@ -12,9 +13,11 @@ from __future__ import annotations
 from importlib import resources
 from typing import TYPE_CHECKING, Any
 
+from fastgw import clock
 from fastgw.config.redis_url import parse_redis_url
 from fastgw.errors import StoreUnavailable
-from fastgw.store.base import UNUSABLE
+from fastgw.model import Settled, Standing
+from fastgw.store.base import SPARE_SHARE, UNUSABLE
 from fastgw.store.link import Call, Script, single
 
 if TYPE_CHECKING:
@@ -42,7 +45,7 @@ class RedisStore:
         """Connect."""
         await self._link.open()
 
-    async def settle(self, batch: Batch) -> list[int]:
+    async def settle(self, batch: Batch) -> Settled:
         """See Store."""
         debits = batch.debits
         answers = await self._link.evaluate(
@@ -50,37 +53,42 @@ class RedisStore:
             [debit.account for debit in debits],
             lambda lines: self._encode(batch, lines),
         )
-        used = [UNUSABLE] * len(debits)
+        settled = Settled([UNUSABLE] * len(debits), [(0, 0)] * len(batch.claims), [], [])
         try:
             for lines, values in answers:
-                for line, value in zip(lines, _decode(values), strict=True):
-                    used[line] = value
-        except (TypeError, ValueError):
+                _decode(batch, lines, values, settled)
+        except (TypeError, ValueError, IndexError):
             await self._link.drop()
             raise StoreUnavailable("Redis: settle answered something else") from None
-        return used
+        return settled
 
     def _encode(self, batch: Batch, lines: Sequence[int]) -> Call:
-        """KEYS and ARGV of settle.lua for some lines of the batch."""
+        """KEYS and ARGV of settle.lua for some lines of the batch and the claims on them."""
         prefix, tag = self._prefix, self._link.tag
         keys = []
-        arguments: list[str | int] = [batch.writer, batch.sequence]
+        arguments: list[str | int] = [batch.writer, batch.sequence, batch.lapse, SPARE_SHARE]
         for line in lines:
-            account, amount, expires_at = batch.debits[line]
+            account, amount, expires_at, settled, known = batch.debits[line]
             keys.append(prefix + tag(account) + account)
-            arguments += (amount, expires_at)
+            arguments += (amount, expires_at, settled, known)
+        if batch.claims:
+            place = {line: at for at, line in enumerate(lines, 1)}
+            for line, *wanted in batch.claims:
+                if line in place:
+                    arguments += (place[line], *wanted)
         return Call(keys, arguments)
 
-    async def accounts(self) -> dict[str, int]:
+    async def accounts(self) -> dict[str, Standing]:
         """See Store. Scans: for reports."""
         prefix = self._prefix
         escaped = "".join(f"\\{c}" if c in "*?[]\\^-" else c for c in prefix)
-        found: dict[str, int] = {}
+        now = clock.wall()
+        found: dict[str, Standing] = {}
         for key, fields in (await self._link.hashes(f"{escaped}*")).items():
             account = self._link.untag(key.removeprefix(prefix))
-            used = fields.get("used", "")
+            used = fields.get("used", "0")
             if used.isdecimal():  # else no count: settle tells
-                found[account] = int(used)
+                found[account] = Standing(int(used), _held(fields, now))
         return found
 
     async def close(self) -> None:
@@ -88,6 +96,36 @@ class RedisStore:
         await self._link.close()
 
 
-def _decode(values: list[Any]) -> list[int]:
-    """What settle.lua returned, line by line."""
-    return [UNUSABLE if value == "error" else int(value) for value in values]
+def _decode(batch: Batch, lines: Sequence[int], values: list[Any], into: Settled) -> None:
+    """Enter what settle.lua returned for these lines, and for the claims on them."""
+    for line, value in zip(lines, values, strict=False):
+        if value == "error":
+            continue
+        mark = value[:1]
+        if mark == "l":
+            into.lost.append(line)
+            value = value[1:]
+        elif mark == "a":
+            into.ahead.append(line)
+            value = value[1:]
+        into.used[line] = int(value)
+    at = len(lines)
+    if batch.claims:
+        present = set(lines)
+        for index, claim in enumerate(batch.claims):
+            if claim.line in present:
+                into.holds[index] = (int(values[at]), int(values[at + 1]))
+                at += 2
+    if at != len(values):
+        raise ValueError
+
+
+def _held(fields: dict[str, str], now: float) -> int:
+    """What the writers of an account hold, by its fields."""
+    held = 0
+    for name, value in fields.items():
+        if name.startswith("h:"):
+            _, amount, until = value.split(":")
+            if int(until) > now:
+                held += int(amount)
+    return held

@@ -1,6 +1,7 @@
 """The default store: one SQLite file, no server. Survives restarts; processes may share it.
 
-Two tables: `accounts(account, used, expires_at)` and `sequences(account, writer, sequence)`. A
+Three tables: `accounts(account, used, expires_at)`, `sequences(account, writer, sequence)` and
+`holds(account, writer, sequence, amount, until)`. A
 batch is one transaction, begun IMMEDIATE so that two processes never read the same `used` and
 write both.
 WAL with synchronous=NORMAL: a crash of the process loses nothing that was settled, a power cut may
@@ -18,11 +19,13 @@ from typing import TYPE_CHECKING, TypeVar
 
 from fastgw import clock
 from fastgw.errors import StoreUnavailable
+from fastgw.model import Settled, Standing
+from fastgw.store.base import granted
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from fastgw.model import Batch
+    from fastgw.model import Batch, Claim, Debit
 
 _T = TypeVar("_T")
 
@@ -36,6 +39,10 @@ _SCHEMA = (
         account TEXT NOT NULL, writer TEXT NOT NULL, sequence INTEGER NOT NULL,
         PRIMARY KEY (account, writer)
     ) WITHOUT ROWID""",
+    """CREATE TABLE IF NOT EXISTS holds (
+        account TEXT NOT NULL, writer TEXT NOT NULL, sequence INTEGER NOT NULL,
+        amount INTEGER NOT NULL, until INTEGER NOT NULL, PRIMARY KEY (account, writer)
+    ) WITHOUT ROWID""",
     "CREATE INDEX IF NOT EXISTS accounts_by_expiry ON accounts (expires_at)",
 )
 _READ = "SELECT used, expires_at FROM accounts WHERE account = ?"
@@ -43,6 +50,18 @@ _CLAIM = """INSERT INTO sequences VALUES (?1, ?2, ?3)
     ON CONFLICT (account, writer) DO UPDATE SET sequence = ?3 WHERE sequence < ?3"""
 _WRITE = """INSERT INTO accounts VALUES (?1, max(0, ?2), ?3)
     ON CONFLICT (account) DO UPDATE SET used = max(0, used + ?2)"""
+_LAST = "SELECT sequence FROM sequences WHERE account = ? AND writer = ?"
+_RAISE = """INSERT INTO accounts VALUES (?1, ?2, ?3)
+    ON CONFLICT (account) DO UPDATE SET used = max(used, ?2)"""
+_OTHERS = """SELECT coalesce(sum(amount), 0) FROM holds
+    WHERE account = ? AND writer <> ? AND until > ?"""
+_HELD = "SELECT sequence, amount FROM holds WHERE account = ? AND writer = ?"
+_HOLD = "INSERT OR REPLACE INTO holds VALUES (?, ?, ?, ?, ?)"
+_LET_GO = "DELETE FROM holds WHERE account = ? AND writer = ?"
+_READ_ALL = """SELECT account, used FROM accounts WHERE expires_at > ?1
+    UNION ALL SELECT account, 0 FROM holds
+    WHERE until > ?1 AND account NOT IN (SELECT account FROM accounts)"""
+_HOLDS = "SELECT account, sum(amount) FROM holds WHERE until > ? GROUP BY account"
 _PURGE_EVERY = 1000  # batches
 
 
@@ -64,11 +83,11 @@ class SqliteStore:
         """Open or create the file, readable by its owner alone."""
         await self._call(self._open)
 
-    async def settle(self, batch: Batch) -> list[int]:
+    async def settle(self, batch: Batch) -> Settled:
         """See Store."""
         return await self._call(lambda: self._settle(batch))
 
-    async def accounts(self) -> dict[str, int]:
+    async def accounts(self) -> dict[str, Standing]:
         """See Store."""
         return await self._call(self._read_all)
 
@@ -124,23 +143,25 @@ class SqliteStore:
             raise
         self._db = db
 
-    def _settle(self, batch: Batch) -> list[int]:
+    def _settle(self, batch: Batch) -> Settled:
         self._open()
         db = self._db
         assert db is not None
         now = int(clock.wall())
-        used = []
+        answer = Settled([], [], [], [])
         # Only to read, no lock is asked for: another process that writes keeps nobody waiting.
-        writes = any(amount for _, amount, _ in batch.debits)
+        writes = bool(batch.claims) or any(debit.amount for debit in batch.debits)
         db.execute("BEGIN IMMEDIATE" if writes else "BEGIN")
         try:
-            for account, amount, expires_at in batch.debits:
-                if amount:
-                    self._forget_expired(db, account, now)
-                    if db.execute(_CLAIM, (account, batch.writer, batch.sequence)).rowcount:
-                        db.execute(_WRITE, (account, amount, expires_at))
-                row = db.execute(_READ, (account,)).fetchone()
-                used.append(row[0] if row is not None and row[1] > now else 0)
+            for at, debit in enumerate(batch.debits):
+                if debit.amount:
+                    self._apply(db, batch, debit, at, now, answer)
+                row = db.execute(_READ, (debit.account,)).fetchone()
+                answer.used.append(row[0] if row is not None and row[1] > now else 0)
+            for claim in batch.claims:
+                used = answer.used[claim.line]
+                account = batch.debits[claim.line].account
+                answer.holds.append(self._claim(db, batch, account, claim, used, now))
             self._batches += writes
             if writes and self._batches % _PURGE_EVERY == 1:
                 self._purge(db, now)
@@ -149,13 +170,53 @@ class SqliteStore:
             if db.in_transaction:
                 db.execute("ROLLBACK")
             raise
-        return used
+        return answer
 
-    def _forget_expired(self, db: sqlite3.Connection, account: str, now: int) -> None:
+    def _apply(
+        self,
+        db: sqlite3.Connection,
+        batch: Batch,
+        debit: Debit,
+        at: int,
+        now: int,
+        answer: Settled,
+    ) -> None:
+        account, amount, expires_at, settled, known = debit
         row = db.execute(_READ, (account,)).fetchone()
         if row is not None and row[1] <= now:
             db.execute("DELETE FROM accounts WHERE account = ?", (account,))
             db.execute("DELETE FROM sequences WHERE account = ?", (account,))
+            row = None
+        if settled and (row is None or row[0] < known) and expires_at > now:
+            last = db.execute(_LAST, (account, batch.writer)).fetchone()
+            if last is None or last[0] < settled:
+                db.execute(_RAISE, (account, known, expires_at))
+                answer.lost.append(at)
+        if db.execute(_CLAIM, (account, batch.writer, batch.sequence)).rowcount:
+            db.execute(_WRITE, (account, amount, expires_at))
+        elif db.execute(_LAST, (account, batch.writer)).fetchone()[0] > batch.sequence:
+            answer.ahead.append(at)
+
+    def _claim(
+        self,
+        db: sqlite3.Connection,
+        batch: Batch,
+        account: str,
+        claim: Claim,
+        used: int,
+        now: int,
+    ) -> tuple[int, int]:
+        others = db.execute(_OTHERS, (account, batch.writer, now)).fetchone()[0]
+        row = db.execute(_HELD, (account, batch.writer)).fetchone()
+        if row is not None and row[0] >= batch.sequence:
+            return others, row[1]
+        amount = granted(claim, claim.limit - used - others - claim.floor)
+        if amount:
+            until = now + batch.lapse
+            db.execute(_HOLD, (account, batch.writer, batch.sequence, amount, until))
+        elif row is not None:
+            db.execute(_LET_GO, (account, batch.writer))
+        return others, amount
 
     def _purge(self, db: sqlite3.Connection, now: int) -> None:
         db.execute(
@@ -164,14 +225,15 @@ class SqliteStore:
             (now,),
         )
         db.execute("DELETE FROM accounts WHERE expires_at <= ?", (now,))
+        db.execute("DELETE FROM holds WHERE until <= ?", (now,))
 
-    def _read_all(self) -> dict[str, int]:
+    def _read_all(self) -> dict[str, Standing]:
         self._open()
         assert self._db is not None
-        rows = self._db.execute(
-            "SELECT account, used FROM accounts WHERE expires_at > ?", (int(clock.wall()),)
-        )
-        return dict(rows.fetchall())
+        now = int(clock.wall())
+        held = dict(self._db.execute(_HOLDS, (now,)).fetchall())
+        rows = self._db.execute(_READ_ALL, (now,)).fetchall()
+        return {account: Standing(used, held.get(account, 0)) for account, used in rows}
 
     def _close(self) -> None:
         if self._db is not None:

@@ -40,6 +40,9 @@ KEEP_BYTES = 32 * 1024
 HELD_EVENT = 64 * 1024
 """An unfinished event larger than this is not the extra usage event: it is passed on at once."""
 
+EVENT_FRAME = 220
+"""Bytes of an event that are not text, about."""
+
 MAX_EVENT = 16 * 1024 * 1024
 """An unfinished event larger than this is not kept: its bytes count as text."""
 
@@ -83,6 +86,10 @@ class Meter(Protocol):
     @property
     def between_events(self) -> bool:
         """Whether an event of ours may be put into the stream now."""
+
+    def so_far(self) -> int:
+        """Output tokens of what has passed, roughly and at little cost; 0 where that is unknown.
+        `finish` says what is right."""
 
     def finish(self, complete: bool, prompt: Callable[[], int]) -> Metered:
         """The verdict. `complete` tells whether the provider ended its message soundly;
@@ -235,6 +242,14 @@ class StreamMeter:
         """Whether the client has no part of an unfinished event."""
         return not self._framer.held or (self._strip and not self._passed)
 
+    def so_far(self) -> int:
+        """An event that was not counted yet is a token, and more if it is large."""
+        rough = 0
+        for block in self._blocks if self._counts else ():
+            events = block.count(b"data:")
+            rough += max(events, (len(block) - EVENT_FRAME * events) // BYTES_PER_TOKEN)
+        return self._counter.total() + rough
+
     def finish(self, complete: bool, prompt: Callable[[], int]) -> Metered:
         """The verdict; see Meter."""
         rest = self._framer.rest()
@@ -347,6 +362,10 @@ class JsonMeter:
         """There are no events."""
         return False
 
+    def so_far(self) -> int:
+        """Unknown until it is whole."""
+        return 0
+
     def finish(self, complete: bool, prompt: Callable[[], int]) -> Metered:
         """The verdict; see Meter."""
         body = self._pieces[0] if len(self._pieces) == 1 else b"".join(self._pieces)
@@ -434,6 +453,10 @@ class InflatingMeter:
         """An event of ours would not be compressed."""
         return False
 
+    def so_far(self) -> int:
+        """What is known inside."""
+        return self._inner.so_far()
+
     def finish(self, complete: bool, prompt: Callable[[], int]) -> Metered:
         """The verdict; see Meter."""
         failed = self._inflater.failed
@@ -448,6 +471,10 @@ class NoMeter:
     """Watches nothing: an error answer, or a route that is not metered."""
 
     __slots__ = ()
+
+    def so_far(self) -> int:
+        """Unknown."""
+        return 0
 
     def feed(self, data: bytes) -> bytes:
         """Everything goes to the client as it is."""

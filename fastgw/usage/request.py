@@ -93,6 +93,44 @@ def refuse_unmeterable(operation: str, message: dict[str, Any]) -> None:
         )
 
 
+_LIMITS = {
+    "chat": ("max_completion_tokens", "max_tokens"),
+    "text_completion": ("max_tokens",),
+    "responses": ("max_output_tokens",),
+}
+"""Members that limit the output of an operation; the first that is there counts. Operations that
+are not here have none."""
+
+
+def output_limit(operation: str, message: dict[str, Any], default: int) -> int:
+    """Output tokens that an answer may have: what the request allows, times its choices; `default`
+    for each where it allows any number. 0 for an operation that makes no text."""
+    if operation not in _LIMITS:
+        return 0
+    given = [message[name] for name in _LIMITS[operation] if name in message]
+    limits = [value for value in given if type(value) is int and value >= 0]
+    return (limits[0] if limits else default) * _choices(message)
+
+
+def limit_output(operation: str, message: dict[str, Any], room: int) -> int:
+    """Make the request ask for `room` output tokens at most, over all its choices. Returns what it
+    asks for now, 0 if that cannot be done."""
+    names = _LIMITS.get(operation)
+    each = room // _choices(message)
+    if not names or each < 1:
+        return 0
+    present = [name for name in names if name in message]
+    for name in present or names[-1:]:
+        message[name] = each
+    return each * _choices(message)
+
+
+def _choices(message: dict[str, Any]) -> int:
+    """Answers that are made, and paid for: `n`, or of a completion `best_of`."""
+    numbers = [message.get("n"), message.get("best_of")]
+    return max((value for value in numbers if type(value) is int and value > 0), default=1)
+
+
 def form_model(body: bytes, content_type: bytes) -> str:
     """The model that a multipart form names, "" if it names none or several (RFC 7578).
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
+import uvloop
 
 from fastgw.errors import StoreUnavailable
 from fastgw.model import Batch, Debit
@@ -15,7 +16,7 @@ from tests.adversity.redis_proxy import RedisProxy
 from tests.processes import ALICE, PER_USER, Gateway, Provider, chat, settled
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
     from pathlib import Path
 
     from tests.redis_server import RedisServer
@@ -50,9 +51,9 @@ def test_a_thousand_lost_replies_change_nothing(
                 await store.settle(batch)
             await store.settle(batch)
         proxy.loses = False
-        found = await store.accounts()
+        found: Mapping[str, Any] = await store.accounts()
         await store.close()
-        return {name: int(getattr(value, "used", value)) for name, value in found.items()}
+        return {name: value.used for name, value in found.items()}
 
     used = asyncio.run(settle())
     assert proxy.lost == LOST
@@ -108,8 +109,28 @@ def test_other_faults_of_the_proxy_strike(redis_server: RedisServer, proxy: Redi
                 await asyncio.sleep(0.01)
         with pytest.raises(StoreUnavailable):
             await store.settle(one)
-        found = await store.accounts()
-        assert [int(getattr(value, "used", value)) for value in found.values()] == [1]
+        found: Mapping[str, Any] = await store.accounts()
+        assert [value.used for value in found.values()] == [1]
         await store.close()
 
     asyncio.run(strike())
+
+
+@pytest.mark.xfail(strict=True, raises=RuntimeError, reason="uvloop: 'the handler is closed'")
+def test_a_connection_that_died_while_idle_is_a_store_away(
+    redis_server: RedisServer, proxy: RedisProxy
+) -> None:
+    """On the loop that the gateway runs on."""
+
+    async def die() -> None:
+        store = RedisStore(url(redis_server, proxy), "idle", 1.0)
+        try:
+            await store.open()
+            proxy.reset()
+            await asyncio.sleep(0.2)
+            with pytest.raises(StoreUnavailable):
+                await store.settle(Batch("w", 1, (Debit("a", 1, FAR),)))
+        finally:
+            await store.close()
+
+    uvloop.run(die())

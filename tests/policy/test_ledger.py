@@ -5,8 +5,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fastgw.model import Batch, Usage
-from fastgw.policy.ledger import MAX_BATCH, Ledger, Limit
+from fastgw.model import Batch, Settled, Usage
+from fastgw.policy.account import Limit
+from fastgw.policy.ledger import MAX_BATCH, Ledger
 from fastgw.policy.window import EpochWindow
 
 
@@ -17,14 +18,14 @@ class Book:
     used: dict[str, int] = field(default_factory=dict)
     seen: dict[tuple[str, str], int] = field(default_factory=dict)
 
-    def settle(self, batch: Batch) -> list[int]:
+    def settle(self, batch: Batch) -> Settled:
         out = []
         for debit in batch.debits:
             if self.seen.get((debit.account, batch.writer), 0) < batch.sequence:
                 self.seen[debit.account, batch.writer] = batch.sequence
                 self.used[debit.account] = self.used.get(debit.account, 0) + debit.amount
             out.append(self.used.get(debit.account, 0))
-        return out
+        return Settled(out, [(0, 0)] * len(batch.claims), [], [])
 
 
 def limit(amount: int = 100, unit: str = "tokens", **more: bool) -> Limit:

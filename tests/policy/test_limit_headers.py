@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fastgw.policy.ledger import Account, Limit
+from fastgw.policy.account import Account, Limit
 from fastgw.policy.limit_headers import exceeded, limit_fields
 from fastgw.policy.window import make_window
 

@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fastgw import clock
-from fastgw.model import Batch, Debit
+from fastgw.model import Batch, Claim, Debit, Settled
 from fastgw.store.memory import MemoryStore
 from fastgw.store.redis import RedisStore
 from fastgw.store.sqlite import SqliteStore
@@ -54,7 +54,8 @@ def run(new_store: OpenStore, *batches: Batch) -> tuple[list[list[int]], dict[st
         store = new_store()
         await store.open()
         try:
-            return [await store.settle(each) for each in batches], await store.accounts()
+            answers = [(await store.settle(each)).used for each in batches]
+            return answers, {name: each.used for name, each in (await store.accounts()).items()}
         finally:
             await store.close()
 
@@ -159,7 +160,7 @@ def test_open_and_close_twice(new_store: OpenStore) -> None:
         store = new_store()
         await store.open()
         await store.open()
-        assert await store.settle(batch(1, ("a", 1))) == [1]
+        assert (await store.settle(batch(1, ("a", 1)))).used == [1]
         await store.close()
         await store.close()
 
@@ -173,13 +174,13 @@ def test_shared_stores_are_seen_by_others_and_outlive_them(new_store: OpenStore)
             return
         await one.open()
         await two.open()
-        assert await one.settle(batch(1, ("a", 1), writer="one")) == [1]
-        assert await two.settle(batch(1, ("a", 2), writer="two")) == [3]
+        assert (await one.settle(batch(1, ("a", 1), writer="one"))).used == [1]
+        assert (await two.settle(batch(1, ("a", 2), writer="two"))).used == [3]
         await one.close()
         await two.close()
         three = new_store()
         await three.open()
-        assert await three.accounts() == {"a": 3}
+        assert await three.accounts() == {"a": (3, 0)}
         await three.close()
 
     asyncio.run(main())
@@ -199,12 +200,183 @@ def test_many_writers_at_once_lose_nothing(new_store: OpenStore) -> None:
 
         await asyncio.gather(*(write(number) for number in range(len(stores))))
         accounts = await first.accounts()
-        assert accounts["a"] == 25 * len(stores)
-        assert all(accounts[f"b{number}"] == 50 for number in range(len(stores)))
+        assert accounts["a"].used == 25 * len(stores)
+        assert all(accounts[f"b{number}"].used == 50 for number in range(len(stores)))
         for store in stores:
             await store.close()
 
     asyncio.run(main())
+
+
+# holds
+
+
+def settle(new_store: OpenStore, *batches: Batch) -> tuple[list[Settled], dict[str, int]]:
+    """Settle in order on one fresh store: the answers, and what is held at the end."""
+
+    async def main() -> tuple[list[Settled], dict[str, int]]:
+        store = new_store()
+        await store.open()
+        try:
+            answers = [await store.settle(each) for each in batches]
+            return answers, {name: each.held for name, each in (await store.accounts()).items()}
+        finally:
+            await store.close()
+
+    return asyncio.run(main())
+
+
+def claim(
+    sequence: int,
+    *,
+    floor: int = 0,
+    need: int = 0,
+    spare: int = 0,
+    limit: int = 100,
+    amount: int = 0,
+    writer: str = "w1",
+    lapse: int = 60,
+) -> Batch:
+    """A batch with one account and a claim on it."""
+    return Batch(
+        writer,
+        sequence,
+        (Debit("a", amount, LATER),),
+        (Claim(0, limit, floor, need, spare),),
+        lapse,
+    )
+
+
+def test_a_need_is_granted_as_far_as_it_goes(new_store: OpenStore) -> None:
+    answers, held = settle(
+        new_store,
+        claim(1, need=60),
+        claim(1, need=60, writer="w2"),
+        claim(1, need=60, writer="w3"),
+    )
+    assert [each.holds for each in answers] == [[(0, 60)], [(60, 40)], [(100, 0)]]
+    assert held == {"a": 100}
+
+
+def test_a_debit_and_the_hold_it_uses_up_change_in_one_step(new_store: OpenStore) -> None:
+    answers, held = settle(
+        new_store,
+        claim(1, need=60),
+        claim(2, amount=50, floor=10),
+        claim(1, need=60, writer="w2"),
+    )
+    assert [each.used for each in answers] == [[0], [50], [50]]
+    assert [each.holds for each in answers] == [[(0, 60)], [(0, 10)], [(10, 40)]]
+    assert held == {"a": 50}
+
+
+def test_what_is_promised_is_granted_though_the_limit_is_passed(new_store: OpenStore) -> None:
+    answers, _ = settle(
+        new_store, claim(1, need=80), claim(1, amount=90, writer="w2"), claim(2, floor=70, need=5)
+    )
+    assert answers[2].holds == [(0, 70)]
+
+
+def test_spare_is_an_eighth_of_what_is_left(new_store: OpenStore) -> None:
+    answers, _ = settle(
+        new_store,
+        claim(1, need=20, spare=50),
+        claim(1, need=90, spare=50, writer="w2"),
+        claim(2, floor=20, spare=3),
+    )
+    assert [each.holds for each in answers] == [[(0, 30)], [(30, 70)], [(70, 21)]]
+
+
+def test_a_claim_replaces_and_nothing_claimed_is_nothing_held(new_store: OpenStore) -> None:
+    answers, held = settle(
+        new_store, claim(1, need=60), claim(2, floor=5), claim(3), claim(4, need=100)
+    )
+    assert [each.holds for each in answers] == [[(0, 60)], [(0, 5)], [(0, 0)], [(0, 100)]]
+    assert held == {"a": 100}
+
+
+def test_a_claim_sent_again_keeps_what_it_was_granted(new_store: OpenStore) -> None:
+    first = claim(1, need=60, spare=40)
+    answers, _ = settle(
+        new_store, first, claim(1, need=30, writer="w2"), first, claim(2, need=10), first
+    )
+    assert [each.holds for each in answers] == [
+        [(0, 65)],
+        [(0 + 65, 30)],
+        [(30, 65)],
+        [(30, 10)],
+        [(30, 10)],  # an older one, late: it changes nothing
+    ]
+
+
+def test_holds_lapse(new_store: OpenStore) -> None:
+    # A hold is good to the end of its second; one that lapsed long ago is not seen.
+    answers, held = settle(
+        new_store, claim(1, need=60, lapse=-10), claim(1, need=90, writer="w2"), claim(2, need=10)
+    )
+    assert [each.holds for each in answers] == [[(0, 60)], [(0, 90)], [(90, 10)]]
+    assert held == {"a": 100}
+
+
+def test_claims_of_several_accounts_answer_in_order(new_store: OpenStore) -> None:
+    lines = tuple(Debit(name, 0, LATER) for name in "abcdef")
+    claims = tuple(Claim(line, 100, 0, 10 * line, 0) for line in (5, 1, 3))
+    answers, _ = settle(new_store, Batch("w1", 1, lines, claims, 60))
+    assert answers[0].holds == [(0, 50), (0, 10), (0, 30)]
+    assert answers[0].used == [0] * 6
+
+
+def test_holds_keep_an_account_that_is_only_held(new_store: OpenStore) -> None:
+    lines = (Debit("a", 0, 0),)  # as a limit on requests at one time has it
+    answers, held = settle(
+        new_store,
+        Batch("w1", 1, lines, (Claim(0, 2, 0, 1, 0),), 60),
+        Batch("w2", 1, lines, (Claim(0, 2, 0, 2, 0),), 60),
+        Batch("w1", 2, lines, (Claim(0, 2, 0, 0, 0),), 60),
+    )
+    assert [each.holds for each in answers] == [[(0, 1)], [(1, 1)], [(1, 0)]]
+    assert held == {"a": 1}
+
+
+# what a store lost
+
+
+def test_a_store_that_forgot_gets_back_what_the_writer_knew(new_store: OpenStore) -> None:
+    answers, _ = settle(
+        new_store,
+        Batch("w1", 8, (Debit("a", 5, LATER, 7, 1000), Debit("b", 5, LATER, 0, 1000))),
+        Batch("w2", 3, (Debit("a", 1, LATER, 2, 900),)),  # it knew less: nothing is lowered
+        Batch("w1", 9, (Debit("a", 5, LATER, 8, 1005),)),
+    )
+    assert [each.used for each in answers] == [[1005, 5], [1006], [1011]]
+    assert [each.lost for each in answers] == [[0], [], []]
+
+
+def test_a_store_that_went_back_in_time_is_recognised_too(new_store: OpenStore) -> None:
+    # as after a failover to a replica that lagged
+    answers, _ = settle(
+        new_store,
+        Batch("w1", 3, (Debit("a", 10, LATER),)),
+        Batch("w1", 8, (Debit("a", 5, LATER, 7, 200),)),
+    )
+    assert answers[1] == ([205], [], [0], [])
+
+
+def test_putting_back_is_done_once(new_store: OpenStore) -> None:
+    again = Batch("w1", 8, (Debit("a", 5, LATER, 7, 1000),))
+    answers, _ = settle(new_store, again, again, again)
+    assert [each.used for each in answers] == [[1005]] * 3
+    assert [each.lost for each in answers] == [[0], [], []]
+
+
+def test_a_writer_whose_name_is_used_by_another_is_told(new_store: OpenStore) -> None:
+    answers, _ = settle(
+        new_store,
+        Batch("w1", 8, (Debit("a", 5, LATER),)),
+        Batch("w1", 3, (Debit("b", 1, LATER), Debit("a", 7, LATER))),
+    )
+    assert answers[1].ahead == [1]
+    assert answers[1].used == [1, 5]
 
 
 LINES = st.dictionaries(st.sampled_from("abcd"), st.integers(-50, 200), max_size=4)
@@ -237,7 +409,7 @@ def test_any_history_with_repeats_equals_a_plain_sum(
             )
             for _ in range(times):
                 answer = await store.settle(sent)
-                assert answer == [used[name] for name in lines]
+                assert answer.used == [used[name] for name in lines]
         await store.close()
 
     asyncio.run(main())

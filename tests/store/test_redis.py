@@ -34,10 +34,10 @@ def test_scripts_flushed_are_loaded_again(redis_server: RedisServer) -> None:
     async def main() -> None:
         store = RedisStore(redis_server.url, "t", 2.0)
         await store.open()
-        assert await store.settle(batch(1, ("a", 1))) == [1]
+        assert (await store.settle(batch(1, ("a", 1)))).used == [1]
         with redis.Redis.from_url(redis_server.url) as client:
             client.script_flush()
-        assert await store.settle(batch(2, ("a", 1))) == [2]
+        assert (await store.settle(batch(2, ("a", 1)))).used == [2]
         await store.close()
 
     asyncio.run(main())
@@ -47,13 +47,13 @@ def test_a_server_killed_and_started_again(redis_server: RedisServer) -> None:
     async def main() -> None:
         store = RedisStore(redis_server.url, "t", 2.0)
         await store.open()
-        assert await store.settle(batch(1, ("a", 1))) == [1]
+        assert (await store.settle(batch(1, ("a", 1)))).used == [1]
         redis_server.kill()
         for _ in range(2):
             with pytest.raises(StoreUnavailable):
                 await store.settle(batch(2, ("a", 5)))
         redis_server.start()
-        assert await store.settle(batch(2, ("a", 5))) == [5]  # the server forgot, we did not
+        assert (await store.settle(batch(2, ("a", 5)))).used == [5]  # the server forgot, we did not
         await store.close()
 
     asyncio.run(main())
@@ -66,7 +66,7 @@ def test_a_settle_before_open_connects_by_itself(redis_server: RedisServer) -> N
         with pytest.raises(StoreUnavailable):
             await store.open()
         redis_server.start()
-        assert await store.settle(batch(1, ("a", 4))) == [4]
+        assert (await store.settle(batch(1, ("a", 4)))).used == [4]
         await store.close()
 
     asyncio.run(main())
@@ -78,14 +78,14 @@ def test_a_frozen_server_meets_the_deadline_and_its_late_reply_is_never_read(
     async def main() -> None:
         store = RedisStore(redis_server.url, "t", 0.3)
         await store.open()
-        assert await store.settle(batch(1, ("a", 1), ("b", 100))) == [1, 100]
+        assert (await store.settle(batch(1, ("a", 1), ("b", 100)))).used == [1, 100]
         redis_server.freeze()
         with pytest.raises(StoreUnavailable, match=r"longer than 0\.3 s"):
             await store.settle(batch(2, ("a", 10)))
         redis_server.thaw()
         # Sent again, and another: each must get its own answer, and the repeat no second debit.
-        assert await store.settle(batch(2, ("a", 10))) == [11]
-        assert await store.settle(batch(3, ("b", 1))) == [101]
+        assert (await store.settle(batch(2, ("a", 10)))).used == [11]
+        assert (await store.settle(batch(3, ("b", 1)))).used == [101]
         assert connections(redis_server) == 1
         await store.close()
         assert connections(redis_server) == 0
@@ -104,7 +104,7 @@ def test_a_cancelled_call_leaves_no_reply_behind(redis_server: RedisServer) -> N
         with pytest.raises(asyncio.CancelledError):
             await call
         redis_server.thaw()
-        assert await store.settle(batch(2, ("b", 3))) == [3]
+        assert (await store.settle(batch(2, ("b", 3)))).used == [3]
         await store.close()
 
     asyncio.run(main())
@@ -152,9 +152,9 @@ def test_an_account_that_is_no_count_stops_no_other(redis_server: RedisServer) -
         store = RedisStore(redis_server.url, "t", 2.0)
         lines = batch(1, ("broken", 1), ("full", 5), ("fine", 1), ("broken", 0))
         for _ in range(2):
-            assert await store.settle(lines) == [UNUSABLE, UNUSABLE, 1, UNUSABLE]
+            assert (await store.settle(lines)).used == [UNUSABLE, UNUSABLE, 1, UNUSABLE]
         # what could not be applied did not use up its sequence
-        assert await store.settle(batch(1, ("full", 1))) == [2**63 - 1]
+        assert (await store.settle(batch(1, ("full", 1)))).used == [2**63 - 1]
         await store.close()
 
     asyncio.run(main())
@@ -174,10 +174,10 @@ def test_keys_expire_with_their_window(redis_server: RedisServer) -> None:
 def test_prefixes_do_not_meet(redis_server: RedisServer) -> None:
     async def main() -> None:
         one, two = RedisStore(redis_server.url, "t*", 2.0), RedisStore(redis_server.url, "tx", 2.0)
-        assert await one.settle(batch(1, ("a", 1))) == [1]
-        assert await two.settle(batch(1, ("a", 5))) == [5]
-        assert await one.accounts() == {"a": 1}
-        assert await two.accounts() == {"a": 5}
+        assert (await one.settle(batch(1, ("a", 1)))).used == [1]
+        assert (await two.settle(batch(1, ("a", 5)))).used == [5]
+        assert await one.accounts() == {"a": (1, 0)}
+        assert await two.accounts() == {"a": (5, 0)}
         await one.close()
         await two.close()
 

@@ -77,7 +77,7 @@ def test_a_lock_held_too_long_is_unavailable_and_nothing_is_lost(tmp_path: Path)
         other.execute("ROLLBACK")
         other.close()
         await asyncio.sleep(0.3)  # the first try may still be waiting in its thread
-        assert await store.settle(batch(1, ("a", 5))) == [5]
+        assert (await store.settle(batch(1, ("a", 5)))).used == [5]
         await store.close()
 
     asyncio.run(main())

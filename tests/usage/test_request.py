@@ -10,7 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fastgw.errors import BadBody, NotMeterable
-from fastgw.usage.request import form_model, read_json, refuse_unmeterable
+from fastgw.usage.request import (
+    form_model,
+    limit_output,
+    output_limit,
+    read_json,
+    refuse_unmeterable,
+)
 
 
 def readings(body: bytes) -> set[str]:
@@ -174,3 +180,50 @@ def test_background_responses_are_refused_under_a_budget() -> None:
         refuse_unmeterable("responses", {"background": True})
     refuse_unmeterable("responses", {"background": False})
     refuse_unmeterable("chat", {"background": True})
+
+
+@pytest.mark.parametrize(
+    ("operation", "message", "tokens"),
+    [
+        ("chat", {}, 1000),
+        ("chat", {"max_tokens": 7}, 7),
+        ("chat", {"max_tokens": 7, "max_completion_tokens": 5}, 5),
+        ("chat", {"max_tokens": 7, "n": 3}, 21),
+        ("chat", {"max_tokens": "7", "n": "x"}, 1000),
+        ("chat", {"max_tokens": -1}, 1000),
+        ("chat", {"max_tokens": True}, 1000),
+        ("text_completion", {"max_tokens": 7, "n": 2, "best_of": 4}, 28),
+        ("responses", {"max_output_tokens": 9, "max_tokens": 3}, 9),
+        ("embeddings", {"max_tokens": 9}, 0),
+        ("", {}, 0),
+    ],
+)
+def test_the_output_that_a_request_allows(
+    operation: str, message: dict[str, Any], tokens: int
+) -> None:
+    assert output_limit(operation, message, 1000) == tokens
+
+
+@pytest.mark.parametrize(
+    ("operation", "message", "room", "after", "allowed"),
+    [
+        ("chat", {}, 50, {"max_tokens": 50}, 50),
+        (
+            "chat",
+            {"max_tokens": 70, "max_completion_tokens": 70},
+            50,
+            {"max_tokens": 50, "max_completion_tokens": 50},
+            50,
+        ),
+        ("chat", {"max_completion_tokens": 70, "n": 3}, 50,
+         {"max_completion_tokens": 16, "n": 3}, 48),
+        ("responses", {}, 50, {"max_output_tokens": 50}, 50),
+        ("chat", {"n": 60}, 50, {"n": 60}, 0),
+        ("embeddings", {}, 50, {}, 0),
+    ],
+)  # fmt: skip
+def test_an_answer_is_limited_to_what_is_left(
+    operation: str, message: dict[str, Any], room: int, after: dict[str, Any], allowed: int
+) -> None:
+    assert limit_output(operation, message, room) == allowed
+    assert message == after

@@ -1,41 +1,122 @@
 -- Settle one batch. Amounts in the unit of the account (tokens, requests, nano-USD), times in epoch
 -- seconds, all integers.
 --
--- KEYS[i]   the account, a hash: used = what was debited; s:<writer> = last sequence settled there
--- ARGV[1]   the writer (worker and boot)
+-- KEYS[i]   the account, a hash: used = what was debited; s:<writer> = last sequence settled there;
+--           h:<writer> = sequence:amount:until, what a writer holds there
+-- ARGV[1]   the writer
 -- ARGV[2]   the batch's sequence: a line is applied if it is above the one kept for the writer
--- ARGV[1+2i], ARGV[2+2i]   amount and expiry of KEYS[i]
+-- ARGV[3]   seconds after which a hold lapses
+-- ARGV[4]   one part in so many of what is free may be held ahead of need
+-- then for each key four: amount, expiry, the last sequence that we acknowledged to the writer on
+--           this account, and what `used` was then: if the account forgot, that is put back first
+-- then for each claim five: index of its key, limit, floor, need, spare (see fastgw/model.py)
 --
--- Returns `used` of each account as strings: a number above 2^53 would lose digits in Lua; `error`
--- for a key that is no such hash or a sum that overflows: that line alone is not applied.
-local field = 's:' .. ARGV[1]
-local sequence = tonumber(ARGV[2])
-local used = {}
+-- Returns a flat list: for each key `used` as a string (a number above 2^53 would lose digits in
+-- Lua), or `error` for a key that is no such hash or a sum that overflows: that line alone is not
+-- applied. A leading `l` marks an account that was lost and put back, `a` a line that was left out
+-- since a higher sequence of the writer is kept. Then for each claim: held by others, granted.
+local writer, sequence = ARGV[1], tonumber(ARGV[2])
+local lapse, share = tonumber(ARGV[3]), tonumber(ARGV[4])
+local settled_by, held_by = 's:' .. writer, 'h:' .. writer
+local now = tonumber(redis.call('TIME')[1])
+local answer = {}
 
-local function failed(answer)
-  return type(answer) == 'table' and answer.err
-end
-
-local function apply(key, amount, expires_at)
-  local last = redis.pcall('HGET', key, field)
-  if failed(last) then return false end
-  if (tonumber(last) or 0) >= sequence then return true end
-  local total = redis.pcall('HINCRBY', key, 'used', amount)
-  if failed(total) then return false end
-  if total < 0 then redis.call('HSET', key, 'used', '0') end
-  redis.call('HSET', key, field, ARGV[2])
-  redis.call('EXPIREAT', key, expires_at)
-  return true
-end
-
-for i, key in ipairs(KEYS) do
-  local amount = ARGV[1 + 2 * i]
-  local sound = amount == '0' or apply(key, amount, ARGV[2 + 2 * i])
-  local value = redis.pcall('HGET', key, 'used')
-  if not sound or failed(value) then
-    used[i] = 'error'
-  else
-    used[i] = value or '0'
+-- A key that is no count is the affair of its line. Any other error, as of a server that takes no
+-- writes (READONLY, OOM, MISCONF), is the answer to the whole batch.
+local function failed(reply)
+  local why = type(reply) == 'table' and reply.err
+  if not why then return false end
+  for _, known in ipairs({'WRONGTYPE', 'not an integer', 'overflow'}) do
+    if string.find(why, known, 1, true) then return true end
   end
+  error(why)
 end
-return used
+
+-- returns a mark, or false for a key that cannot be kept
+local function apply(key, amount, expires_at, settled, known)
+  local last = redis.pcall('HGET', key, settled_by)
+  if failed(last) then return false end
+  last = tonumber(last) or 0
+  if last >= sequence then
+    if last > sequence and amount ~= '0' then return 'a' end
+    return ''
+  end
+  local mark = ''
+  if last < tonumber(settled) and tonumber(expires_at) > now then
+    local used = redis.pcall('HGET', key, 'used')
+    if (tonumber(used) or 0) < tonumber(known) then
+      mark = 'l'
+      redis.call('HSET', key, 'used', known)
+    end
+    redis.call('HSET', key, settled_by, settled)
+    redis.call('EXPIREAT', key, expires_at)
+  end
+  if amount ~= '0' then
+    local total = redis.pcall('HINCRBY', key, 'used', amount)
+    if failed(total) then return false end
+    if total < 0 then redis.call('HSET', key, 'used', '0') end
+    redis.call('HSET', key, settled_by, ARGV[2])
+    redis.call('EXPIREAT', key, expires_at)
+  end
+  return mark
+end
+
+-- returns what others hold and what this writer holds now
+local function claim(key, expires_at, limit, floor, need, spare)
+  local fields = redis.pcall('HGETALL', key)
+  if failed(fields) then return 0, floor end
+  local used, others, decided = 0, 0, nil
+  for i = 1, #fields, 2 do
+    local name, value = fields[i], fields[i + 1]
+    if name == 'used' then
+      used = tonumber(value)
+    elseif string.sub(name, 1, 2) == 'h:' then
+      local by, amount, till = string.match(value, '^(%d+):(%d+):(%d+)$')
+      if name == held_by then
+        if tonumber(by) >= sequence then decided = tonumber(amount) end
+      elseif tonumber(till) <= now then
+        redis.call('HDEL', key, name)
+      else
+        others = others + tonumber(amount)
+      end
+    end
+  end
+  if decided then return others, decided end
+  local granted, free = floor, limit - used - others - floor
+  if free > 0 then
+    local needed = math.min(need, free)
+    granted = floor + needed + math.min(spare, math.floor((free - needed) / share))
+  end
+  if granted > 0 then
+    redis.call('HSET', key, held_by,
+      string.format('%s:%.0f:%.0f', ARGV[2], granted, now + lapse))
+    redis.call('EXPIREAT', key, string.format('%.0f', math.max(tonumber(expires_at), now + lapse)))
+  else
+    redis.call('HDEL', key, held_by)
+  end
+  return others, granted
+end
+
+local at = 5
+for i, key in ipairs(KEYS) do
+  local mark = ''
+  if ARGV[at] ~= '0' or ARGV[at + 2] ~= '0' then
+    mark = apply(key, ARGV[at], ARGV[at + 1], ARGV[at + 2], ARGV[at + 3])
+  end
+  local value = redis.pcall('HGET', key, 'used')
+  if not mark or failed(value) then
+    answer[i] = 'error'
+  else
+    answer[i] = mark .. (value or '0')
+  end
+  at = at + 4
+end
+while ARGV[at] do
+  local line = tonumber(ARGV[at])
+  local others, granted = claim(KEYS[line], ARGV[2 + 4 * line], tonumber(ARGV[at + 1]),
+    tonumber(ARGV[at + 2]), tonumber(ARGV[at + 3]), tonumber(ARGV[at + 4]))
+  answer[#answer + 1] = string.format('%.0f', others)
+  answer[#answer + 1] = string.format('%.0f', granted)
+  at = at + 5
+end
+return answer

@@ -1,0 +1,74 @@
+"""What a request body says: the model, whether it streams, what it may cost, and whether it may."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+from fastgw.errors import ModelNotAllowed
+from fastgw.model import Usage
+from fastgw.reservation import Reservation
+from fastgw.usage.estimate import BYTES_PER_TOKEN, prompt_tokens
+from fastgw.usage.request import form_model, output_limit, read_json, refuse_unmeterable
+
+if TYPE_CHECKING:
+    from fastgw.http1.request import RequestHead
+    from fastgw.plan import Plan
+
+KEEP_PROMPT = 16 * 1024
+"""A body up to this size is kept for a count of the prompt that is rarely needed; of a larger one
+the count is made at once."""
+
+
+class Inspected(NamedTuple):
+    """`body` is what is sent on. `injected`: usage was asked for by us, so its extra event must be
+    taken out. `prompt`: input tokens, -1 if they were not counted. `reservation` where a budget has
+    a hard cap."""
+
+    body: bytes
+    model: str
+    streams: bool
+    injected: bool
+    prompt: int
+    reservation: Reservation | None
+
+
+def inspect(plan: Plan, request: RequestHead, body: bytes) -> Inspected:
+    """Read a whole body. Raises a Refusal."""
+    model, streams, injected, prompt, reservation = "", False, False, -1, None
+    if plan.operation:
+        settings = plan.pool.settings
+        size = len(body)
+        body, message, model, streams, injected = read_json(
+            body, plan.asks_usage, plan.exact, settings.model, settings.model_aliases
+        )
+        if plan.key.rules:
+            refuse_unmeterable(plan.operation, message)
+        if size > KEEP_PROMPT or plan.reserves:
+            prompt = prompt_tokens(message)
+        if plan.reserves:
+            output = output_limit(plan.operation, message, settings.default_max_tokens)
+            reservation = Reservation(
+                Usage(prompt, output), plan.operation, message if plan.clamps else None
+            )
+    else:
+        # Known by no operation, but the key (or route) is limited to models.
+        kind = request.get(b"content-type") or b""
+        if kind.startswith(b"multipart/form-data"):
+            model = form_model(body, kind)
+        else:
+            body, _, model, _, _ = read_json(body, False, True)
+        if plan.reserves:
+            reservation = unread(plan, len(body))
+    if plan.strict and not plan.allows_model(model):
+        raise ModelNotAllowed(
+            f"model '{model[:100]}' is not allowed for this key or route"
+            if model
+            else "this key or route is limited to models, and the request names none"
+        )
+    return Inspected(body, model, streams, injected, prompt, reservation)
+
+
+def unread(plan: Plan, size: int) -> Reservation:
+    """The reservation for a body that is not looked at, of `size` bytes as far as is known."""
+    prompt = max(0, size) // BYTES_PER_TOKEN
+    return Reservation(Usage(prompt, plan.pool.settings.default_max_tokens), "", None)

@@ -1,0 +1,119 @@
+"""What an exchange asks of budgets with a hard cap before it runs, and what it is charged until it
+ends.
+
+A reservation is made on the worker's hold if there is room: no waiting. Where there is none, the
+next batch asks the store for more, and all who wait share that one call. What the store does not
+grant is held by running requests: they are waited for, `wait` seconds at most, and if the budget
+says so the answer is limited to what is left.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from fastgw import clock
+from fastgw.policy.account import Account, Promise
+from fastgw.policy.limit_headers import exceeded
+from fastgw.usage.request import limit_output
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from fastgw.engine import Engine
+    from fastgw.model import Usage
+    from fastgw.settlement import Waiter
+
+
+class Reservation:
+    """Of one exchange. `estimate`: what it may cost; `promises`: what it was promised; `clamped`:
+    whether `message`, the request body, was changed to ask for less."""
+
+    __slots__ = ("_asked", "_operation", "_since", "clamped", "estimate", "message",
+                 "promises")  # fmt: skip
+
+    def __init__(self, estimate: Usage, operation: str, message: dict[str, Any] | None) -> None:
+        """`message`: None where it is not ours to change."""
+        self.estimate = estimate
+        self.message = message
+        self.clamped = False
+        self.promises: list[Promise] = []
+        self._operation = operation
+        self._since = 0.0
+        self._asked = 0  # what `ledger.ask` returned; 0: nothing asked
+
+    def decide(
+        self, engine: Engine, waiter: Waiter, accounts: Sequence[Account], now: float
+    ) -> bool:
+        """Whether the request may run. False: `waiter.admit()` is called later, decide then.
+        Raises BudgetExceeded."""
+        ledger, settlement = engine.ledger, engine.settlement
+        alone = not settlement.up
+        if alone and engine.on_failure == "open":
+            self.promises = ledger.promise(accounts, self.estimate)
+            return True
+        if not self._since:
+            self._since = now
+            if ledger.stale(accounts, now) and not alone:
+                self._ask(engine, waiter, accounts)
+                return False
+        found = ledger.reserve(accounts, self.estimate, alone=alone)
+        if isinstance(found, Account) and not found.used_up and not alone:
+            answered = bool(self._asked) and not ledger.unanswered(accounts, self._asked)
+            if answered and self._clamp(accounts):
+                found = ledger.reserve(accounts, self.estimate)
+            if isinstance(found, Account):
+                if not answered:
+                    self._ask(engine, waiter, accounts)
+                    return False
+                if now - self._since < found.limit.wait:
+                    self._asked = 0
+                    settlement.park(waiter)
+                    return False
+        if isinstance(found, Account):
+            found.limit.refusals += 1
+            raise exceeded(found, now)
+        self.promises = found
+        settlement.wake()
+        return True
+
+    def _ask(self, engine: Engine, waiter: Waiter, accounts: Sequence[Account]) -> None:
+        self._asked = engine.ledger.ask(accounts, self.estimate)
+        engine.settlement.wait(waiter, accounts, self._since, self._asked)
+
+    def _clamp(self, accounts: Sequence[Account]) -> bool:
+        """Limit the answer to the least room there is; False if that is none or not wanted."""
+        message, estimate = self.message, self.estimate
+        room = estimate.output_tokens
+        for account in accounts:
+            limit = account.limit
+            if not limit.reserves or limit.shadow or limit.unit in ("requests", "parallel"):
+                continue
+            left = account.count.room
+            if limit.claim(estimate) > left:
+                if not limit.clamps:
+                    return False
+                if limit.unit != "output_tokens":
+                    left -= estimate.input_tokens
+                room = min(room, left)
+        if message is None or room < 1 or room == estimate.output_tokens:
+            return False
+        allowed = limit_output(self._operation, message, room)
+        if not allowed:
+            return False
+        self.estimate = estimate._replace(output_tokens=allowed)
+        self.clamped = True
+        return True
+
+
+def charge_so_far(
+    engine: Engine,
+    accounts: Sequence[Account],
+    promises: list[Promise],
+    usage: Usage,
+) -> list[Promise]:
+    """Charge a stream that still passes; returns the promises to end it with."""
+    if not promises:
+        promises = [Promise(account) for account in accounts]
+    engine.ledger.charge(promises, usage, clock.wall())
+    engine.settlement.wake()
+    return promises

@@ -37,6 +37,7 @@ from fastgw.control import Reload, Start
 from fastgw.downstream import listener
 from fastgw.member import Member
 from fastgw.metrics import Metrics, Sample
+from fastgw.model import Standing
 from fastgw.policy.window import read_account_key
 from fastgw.reports import budget_rows
 from fastgw.store import open_store
@@ -348,6 +349,7 @@ class Supervisor:
             self._store = store
         found = await self._store.accounts()
         for key, amount in owed.items():
-            found[key] = found.get(key, 0) + amount
+            used, held = found.get(key, (0, 0))
+            found[key] = Standing(used + amount, held)
         names = {name: each for key, each in found.items() if (name := read_account_key(key))}
         return budget_rows(names, self.config.budgets, clock.wall())

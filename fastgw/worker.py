@@ -12,23 +12,23 @@ import asyncio
 import logging
 import os
 import resource
-import secrets
 import socket
 from typing import TYPE_CHECKING, Any
 
 import fastgw
-from fastgw import clock
+from fastgw import clock, tasks
 from fastgw.access_log import AccessLog
 from fastgw.admin.aggregate import AccountRow, account_samples
 from fastgw.admin.server import AdminServer, Views
+from fastgw.bookkeeping import open_book, settle_orphans
 from fastgw.downstream import listener
 from fastgw.downstream.connection import Connections, DownstreamConnection
 from fastgw.engine import Engine
 from fastgw.errors import StoreUnavailable
 from fastgw.flow_control import Spread, Sweeper
 from fastgw.metrics import Metrics, Sample
+from fastgw.model import Standing
 from fastgw.plan import Planner
-from fastgw.policy.ledger import Ledger
 from fastgw.policy.window import read_account_key
 from fastgw.recorder import Recorder
 from fastgw.reports import budget_rows
@@ -84,9 +84,8 @@ class Worker:
         self._connections = Connections()
         self._overdue = Spread(self._cut_overdue)
         self._store = open_store(config.store)
-        writer = f"{socket.gethostname()[:32]}:{os.getpid()}:{secrets.token_hex(6)}"
-        staleness = config.store.max_staleness if self._store.shared else float("inf")
-        self._ledger = Ledger(writer, staleness)
+        self._ledger, self._journal = open_book(config.store, self._store)
+        self._orphans: asyncio.Task[None] | None = None
         self._metrics = Metrics(config.metrics, fastgw.__version__)
         self._access_log = AccessLog(config.access_log.path)
         self._pools = {
@@ -124,6 +123,8 @@ class Worker:
                 self._ledger, self._store, pace=pace, series=self._metrics.store
             )
             settlement.start()
+            if self._journal is not None:
+                self._orphans = tasks.spawn(settle_orphans(config.store), "orphans")
             recorder = self._recorder = Recorder(self._metrics, self._access_log, self._planner)
             engine = self._engine = Engine(
                 config, self._planner, self._ledger, settlement, recorder
@@ -250,16 +251,23 @@ class Worker:
         self._overdue.stop()
         for pool in (*self._pools.values(), *self._retired):
             pool.abort()
+        if self._orphans is not None:
+            self._orphans.cancel()
+            await asyncio.wait({self._orphans}, timeout=1)
         if self._settlement is not None:
             if not await self._settlement.close(SETTLE_AT_END):
                 self.unsettled = True
                 log.error(
-                    "ended with %d accounts unsettled: the store is away", self._ledger.pending
+                    "ended with %d accounts unsettled, the store is away; %s",
+                    self._ledger.pending,
+                    "the journal keeps them" if self._journal is not None else "they are lost",
                 )
         if self._admin is not None:
             await self._admin.close()
         await self._access_log.close()
         await self._store.close()
+        if self._journal is not None:
+            self._journal.close()
 
     def _turn(self) -> None:
         """Once a second: what needs no precision."""
@@ -340,15 +348,19 @@ class Worker:
                 "url": self.config.store.url.partition(":")[0],
                 "up": settlement is not None and settlement.up,
                 "debits_pending": self._ledger.pending,
+                "held": self._ledger.held,
+                "journal": self._journal is not None,
             },
             "keys": len(self.config.keys),
             "budgets": len(self.config.budgets),
         }
 
     async def _budgets(self) -> list[dict[str, Any]]:
+        known = self.owed()
         found = await self._store.accounts()
-        for key, amount in self.owed().items():
-            found[key] = found.get(key, 0) + amount
+        for key, amount in known.items():
+            used, held = found.get(key, (0, 0))
+            found[key] = Standing(used + amount, held)
         names = {name: each for key, each in found.items() if (name := read_account_key(key))}
         return budget_rows(names, self.config.budgets, clock.wall())
 
@@ -362,6 +374,9 @@ class Worker:
             yield Sample("budget_refusals_total", (rule.limit.name,), rule.limit.refusals)
         yield Sample("access_log_dropped_total", (), self._access_log.dropped)
         yield Sample("debits_pending", (), self._ledger.pending)
+        yield Sample("holds", (), self._ledger.held)
+        yield Sample("store_losses_total", (), self._ledger.lost)
+        yield Sample("journal_up", (), int(self._journal is not None and not self._journal.full))
         yield Sample("store_up", (), int(self._settlement is not None and self._settlement.up))
 
     def _samples_alone(self) -> Iterable[Sample]:

@@ -219,7 +219,7 @@ def main() -> int:
         store = {"sqlite": "", "memory": "memory:"}.get(options.store)
         if store is None:
             server = RedisServer()
-            stack.callback(server.kill)
+            stack.callback(server.end)
             store = server.url
         for name in options.only or SCENARIOS:
             scenario = SCENARIOS[name]

@@ -8,21 +8,34 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.redis_server import RedisServer
+from tests.redis_server import PASSWORD, RedisCluster, RedisServer, find_servers
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 
-@pytest.fixture(scope="session")
-def redis_url() -> Iterator[str]:
-    """A server that tests share: use `redis_prefix`, never flush."""
-    if url := os.environ.get("FASTGW_TEST_REDIS_URL"):
-        yield url
+THEIRS = os.environ.get("FASTGW_TEST_REDIS_URL")
+
+
+@pytest.fixture(
+    scope="session", params=[THEIRS] if THEIRS else find_servers() or [""], ids=os.path.basename
+)
+def redis_url(request: pytest.FixtureRequest) -> Iterator[str]:
+    """A server that tests share, of each kind found: use `redis_prefix`, never flush."""
+    if THEIRS:
+        yield THEIRS
         return
-    server = RedisServer()
+    server = RedisServer(binary=request.param)
     yield server.url
-    server.kill()
+    server.end()
+
+
+@pytest.fixture(scope="session")
+def redis_cluster() -> Iterator[RedisCluster]:
+    """Three masters that tests share: use `redis_prefix`, never flush, move no slot."""
+    cluster = RedisCluster()
+    yield cluster
+    cluster.end()
 
 
 @pytest.fixture
@@ -34,7 +47,7 @@ def redis_prefix() -> str:
 @pytest.fixture
 def redis_server() -> Iterator[RedisServer]:
     """A server of this test's own, to be killed and frozen."""
-    server = RedisServer(password="hunter2-secret")
+    server = RedisServer(PASSWORD)
     yield server
     server.thaw()
-    server.kill()
+    server.end()

@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 
 from fastgw.config.expression import parse_expression
 from fastgw.config.problems import meant, nearest, quoted
+from fastgw.config.redis_url import SCHEMES as REDIS_SCHEMES
 from fastgw.config.redis_url import parse_redis_url
 
 if TYPE_CHECKING:
@@ -24,8 +25,7 @@ _HOST = re.compile(r"(?=.{1,253}$)[A-Za-z0-9_](?:[A-Za-z0-9_.-]*[A-Za-z0-9_])?")
 _PREFIX = re.compile(r"(?:/[A-Za-z0-9._~!$&'()*+,;=:@-]+)+|/")
 _UNIX_PATH_MAX = 107  # sun_path of Linux, less its final NUL
 
-STORE_SCHEMES = ("sqlite", "memory", "redis", "rediss")
-STORE_SCHEMES_LATER = ("redis+sentinel", "redis+cluster")
+STORE_SCHEMES = ("sqlite", "memory", *REDIS_SCHEMES)
 
 
 def address(text: str, shown: str) -> str:
@@ -75,23 +75,19 @@ def same_port(one: str, other: str) -> bool:
 
 
 def store_url(text: str, shown: str) -> str:
-    """sqlite:PATH, memory:, redis:// or rediss://."""
+    """sqlite:PATH, memory:, or what `parse_redis_url` takes."""
     scheme, colon, rest = text.partition(":")
-    if scheme in STORE_SCHEMES_LATER:
-        raise ValueError(
-            f"{scheme}:// is not available in this version; use redis://host:port/db, or sqlite:"
-        )
     if not colon or scheme not in STORE_SCHEMES:
         near = nearest(scheme, STORE_SCHEMES)
         hint = f"did you mean {near}:?" if near else ""
         raise ValueError(
-            f"unknown kind of store; {hint or 'write sqlite:PATH, memory:, redis:// or rediss://'}"
+            f"unknown kind of store; {hint or 'write sqlite:PATH, memory: or redis://host:port/db'}"
         )
     if scheme == "memory" and rest:
         raise ValueError('memory: takes nothing after the colon; write "memory:"')
     if scheme == "sqlite" and not rest:
         raise ValueError('sqlite: needs the path of a file; write "sqlite:fastgw.db"')
-    if scheme.startswith("redis"):
+    if scheme in REDIS_SCHEMES:
         parse_redis_url(text)
     return text
 

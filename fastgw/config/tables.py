@@ -127,7 +127,8 @@ class Store:
 
     url: str = setting(
         "sqlite:fastgw.db",
-        "sqlite:PATH, memory:, redis://host:port/db or rediss://",
+        "sqlite:PATH, memory:, redis://host:port/db, redis+sentinel://host,host/service, "
+        "redis+cluster://host,host; rediss for TLS",
         "url",
         private=True,
     )

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
 
 from redis.asyncio.connection import Connection, SSLConnection
@@ -35,6 +35,7 @@ from redis.exceptions import (
 )
 from redis.exceptions import ConnectionError as RedisConnectionError
 
+from fastgw import tasks
 from fastgw.errors import StoreUnavailable
 
 if TYPE_CHECKING:
@@ -117,6 +118,7 @@ class Wire:
         self._connection = _connection(url, address)
         self._transport: asyncio.WriteTransport | None = None
         self._turn = asyncio.Lock()
+        self._retired = False
 
     async def exchange(self, *commands: Command) -> list[Any]:
         """Send all, then read as many replies. An error that a server replied stands in its place;
@@ -135,6 +137,8 @@ class Wire:
                         replies.append(await connection.read_response())
                     except ResponseError as error:
                         replies.append(error)
+                if self._retired:
+                    await self.drop()
                 return replies
             except BaseException:
                 await self.drop()
@@ -155,6 +159,7 @@ class Wire:
                 command for at in missing for command in (*before, _evalsha(script, calls[at]))
             )
             second = await self.exchange(("SCRIPT LOAD", script.text), *again)
+            accepted(second[0])
             for at, reply in zip(missing, second[1 + len(before) :: 1 + len(before)], strict=True):
                 replies[at] = reply
         return replies
@@ -172,6 +177,12 @@ class Wire:
                     found[name] = dict(zip(flat[::2], flat[1::2], strict=True))
             if str(cursor) == "0":
                 return found
+
+    async def retire(self) -> None:
+        """Close when the exchange under way has ended, and after each that still comes."""
+        self._retired = True
+        if not self._turn.locked():
+            await self.drop()
 
     async def drop(self) -> None:
         """Close at once, whatever was sent or is on its way."""
@@ -305,6 +316,33 @@ async def within(seconds: float, work: Awaitable[_T]) -> _T:
         raise StoreUnavailable(f"Redis: {reason(error)}") from None
 
 
+async def first(attempts: Sequence[Coroutine[Any, Any, _T]]) -> _T:
+    """The result of the attempt that succeeds first; the others are cancelled. If all fail, what
+    the last of them raised."""
+    result: asyncio.Future[_T] = asyncio.get_running_loop().create_future()
+    left = len(attempts)
+
+    async def attempt(work: Coroutine[Any, Any, _T]) -> None:
+        nonlocal left
+        try:
+            won = await work
+        except Exception as error:
+            left -= 1
+            if not left and not result.done():
+                result.set_exception(error)
+        else:
+            if not result.done():
+                result.set_result(won)
+
+    running = [tasks.spawn(attempt(work), "store lookup") for work in attempts]
+    try:
+        return await result
+    finally:
+        for task in running:
+            task.cancel()
+        await asyncio.gather(*running, return_exceptions=True)
+
+
 _WORDS = {
     "READONLY": "the server is a replica and takes no writes",
     "OOM": "the server has reached its maxmemory and takes no writes",
@@ -339,6 +377,7 @@ _PHRASES = {
     "without any password configured": "the URL has a password, the server has none",
     "max number of clients": "the server has too many clients",
     "cluster support disabled": "the server belongs to no cluster; write redis://",
+    "unknown command": "the server lacks a command that fastgw needs",
     "CERTIFICATE_VERIFY_FAILED": "the server's certificate is not trusted, see ssl_ca_certs",
     "No such file": "a file that the URL names cannot be read",
     " connecting to ": "cannot connect",

@@ -14,17 +14,16 @@ from importlib import resources
 from typing import TYPE_CHECKING, Any
 
 from fastgw import clock
-from fastgw.config.redis_url import parse_redis_url
 from fastgw.errors import StoreUnavailable
 from fastgw.model import Settled, Standing
 from fastgw.store.base import SPARE_SHARE, UNUSABLE
-from fastgw.store.link import Call, Script, single
+from fastgw.store.link import Call, Script
+from fastgw.store.topology import open_link
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from fastgw.model import Batch
-    from fastgw.store.link import Link
 
 _SETTLE = Script(resources.files("fastgw.store").joinpath("lua/settle.lua").read_text("utf-8"))
 
@@ -39,7 +38,7 @@ class RedisStore:
 
         Raises ValueError for a URL that is none."""
         self._prefix = f"{prefix}:a:"
-        self._link: Link = single(parse_redis_url(url), timeout)
+        self._link = open_link(url, timeout)
 
     async def open(self) -> None:
         """Connect."""

@@ -77,10 +77,10 @@ MISTAKES = [
         "after the last colon",
     ),
     (
-        "later",
-        '[store]\nurl = "redis+cluster://h:6379"\n',
-        "config.toml:2: [store] url: redis+cluster:// is not available in this version; "
-        "use redis://host:port/db, or sqlite:",
+        "bad address",
+        '[store]\nurl = "redis+sentinel://h:26379"\n',
+        "config.toml:2: [store] url: not a Redis address; "
+        'write "redis+sentinel://host:26379,host:26379/service"',
     ),
     (
         "unset variable",

@@ -8,20 +8,22 @@ from typing import TYPE_CHECKING
 import pytest
 import redis
 
-from fastgw import clock
 from fastgw.errors import StoreUnavailable
-from fastgw.model import Batch, Debit
 from fastgw.store.base import UNUSABLE
 from fastgw.store.redis import RedisStore
+from tests.redis_server import PASSWORD, RedisServer
+from tests.store.lines import LATER, settle, used
 
 if TYPE_CHECKING:
-    from tests.redis_server import RedisServer
-
-LATER = int(clock.wall()) + 3600
+    from collections.abc import Iterator
 
 
-def batch(sequence: int, *debits: tuple[str, int]) -> Batch:
-    return Batch("w1", sequence, tuple(Debit(name, amount, LATER) for name, amount in debits))
+@pytest.fixture
+def replica(redis_server: RedisServer) -> Iterator[RedisServer]:
+    server = RedisServer(PASSWORD)
+    server.replicate(redis_server)
+    yield server
+    server.end()
 
 
 def connections(server: RedisServer) -> int:
@@ -34,10 +36,10 @@ def test_scripts_flushed_are_loaded_again(redis_server: RedisServer) -> None:
     async def main() -> None:
         store = RedisStore(redis_server.url, "t", 2.0)
         await store.open()
-        assert (await store.settle(batch(1, ("a", 1)))).used == [1]
+        assert await settle(store, 1, ("a", 1)) == [1]
         with redis.Redis.from_url(redis_server.url) as client:
             client.script_flush()
-        assert (await store.settle(batch(2, ("a", 1)))).used == [2]
+        assert await settle(store, 2, ("a", 1)) == [2]
         await store.close()
 
     asyncio.run(main())
@@ -47,13 +49,13 @@ def test_a_server_killed_and_started_again(redis_server: RedisServer) -> None:
     async def main() -> None:
         store = RedisStore(redis_server.url, "t", 2.0)
         await store.open()
-        assert (await store.settle(batch(1, ("a", 1)))).used == [1]
+        assert await settle(store, 1, ("a", 1)) == [1]
         redis_server.kill()
         for _ in range(2):
             with pytest.raises(StoreUnavailable):
-                await store.settle(batch(2, ("a", 5)))
+                await settle(store, 2, ("a", 5))
         redis_server.start()
-        assert (await store.settle(batch(2, ("a", 5)))).used == [5]  # the server forgot, we did not
+        assert await settle(store, 2, ("a", 5)) == [5]  # the server forgot, we did not
         await store.close()
 
     asyncio.run(main())
@@ -66,7 +68,7 @@ def test_a_settle_before_open_connects_by_itself(redis_server: RedisServer) -> N
         with pytest.raises(StoreUnavailable):
             await store.open()
         redis_server.start()
-        assert (await store.settle(batch(1, ("a", 4)))).used == [4]
+        assert await settle(store, 1, ("a", 4)) == [4]
         await store.close()
 
     asyncio.run(main())
@@ -78,14 +80,14 @@ def test_a_frozen_server_meets_the_deadline_and_its_late_reply_is_never_read(
     async def main() -> None:
         store = RedisStore(redis_server.url, "t", 0.3)
         await store.open()
-        assert (await store.settle(batch(1, ("a", 1), ("b", 100)))).used == [1, 100]
+        assert await settle(store, 1, ("a", 1), ("b", 100)) == [1, 100]
         redis_server.freeze()
         with pytest.raises(StoreUnavailable, match=r"longer than 0\.3 s"):
-            await store.settle(batch(2, ("a", 10)))
+            await settle(store, 2, ("a", 10))
         redis_server.thaw()
         # Sent again, and another: each must get its own answer, and the repeat no second debit.
-        assert (await store.settle(batch(2, ("a", 10)))).used == [11]
-        assert (await store.settle(batch(3, ("b", 1)))).used == [101]
+        assert await settle(store, 2, ("a", 10)) == [11]
+        assert await settle(store, 3, ("b", 1)) == [101]
         assert connections(redis_server) == 1
         await store.close()
         assert connections(redis_server) == 0
@@ -98,16 +100,120 @@ def test_a_cancelled_call_leaves_no_reply_behind(redis_server: RedisServer) -> N
         store = RedisStore(redis_server.url, "t", 5.0)
         await store.open()
         redis_server.freeze()
-        call = asyncio.ensure_future(store.settle(batch(1, ("a", 7))))
+        call = asyncio.ensure_future(settle(store, 1, ("a", 7)))
         await asyncio.sleep(0.1)
         call.cancel()
         with pytest.raises(asyncio.CancelledError):
             await call
         redis_server.thaw()
-        assert (await store.settle(batch(2, ("b", 3)))).used == [3]
+        assert await settle(store, 2, ("b", 3)) == [3]
         await store.close()
 
     asyncio.run(main())
+
+
+def test_a_frozen_server_that_takes_no_more_bytes_costs_one_deadline(
+    redis_server: RedisServer,
+) -> None:
+    # more than sockets buffer: sending waits, and so would a polite end of the connection
+    many = [(f"{at}-{'x' * 500}", 1) for at in range(20_000)]
+
+    async def main() -> None:
+        store = RedisStore(redis_server.url, "t", 0.5)
+        await store.open()
+        redis_server.freeze()
+        for _ in range(2):
+            with pytest.raises(StoreUnavailable, match="longer than"):
+                async with asyncio.timeout(10):
+                    await settle(store, 1, *many)
+        redis_server.thaw()
+        patient = RedisStore(redis_server.url, "t", 20.0)
+        assert await settle(patient, 1, *many) == [1] * len(many)
+        await patient.close()
+        await store.close()
+
+    asyncio.run(main())
+
+
+async def fails(url: str) -> str:
+    """The text of a settle that fails, in which nothing is secret."""
+    store = RedisStore(url, "t", 2.0)
+    with pytest.raises(StoreUnavailable) as failure:
+        await settle(store, 1, ("a", 1))
+    await store.close()
+    assert PASSWORD not in repr(failure.value)
+    assert failure.value.__cause__ is None
+    return str(failure.value)
+
+
+def test_a_replica_takes_no_debits(redis_server: RedisServer, replica: RedisServer) -> None:
+    assert asyncio.run(fails(replica.url)).startswith("Redis: READONLY: ")
+
+
+def test_a_master_that_is_demoted_takes_no_more_debits(
+    redis_server: RedisServer, replica: RedisServer
+) -> None:
+    async def main() -> None:
+        store = RedisStore(redis_server.url, "t", 2.0)
+        assert await settle(store, 1, ("a", 1)) == [1]
+        replica.ask("REPLICAOF", "NO", "ONE")
+        redis_server.replicate(replica)
+        with pytest.raises(StoreUnavailable, match="READONLY"):
+            await settle(store, 2, ("a", 1), ("b", 1))
+        redis_server.ask("REPLICAOF", "NO", "ONE")
+        assert await settle(store, 2, ("a", 1), ("b", 1)) == [2, 1]
+        await store.close()
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "code"),
+    [("maxmemory", 1, "OOM"), ("min-replicas-to-write", 1, "NOREPLICAS")],
+)
+def test_a_server_that_takes_no_writes_is_away_and_blames_no_account(
+    redis_server: RedisServer, setting: str, value: int, code: str
+) -> None:
+    redis_server.ask("CONFIG", "SET", setting, value)
+    assert asyncio.run(fails(redis_server.url)).startswith(f"Redis: {code}: ")
+
+
+def test_a_server_that_loads_its_data(redis_server: RedisServer) -> None:
+    async def main() -> None:
+        store = RedisStore(redis_server.url, "t", 2.0)
+        assert await settle(store, 1, *((f"a{at}", 1) for at in range(2000))) == [1] * 2000
+        redis_server.ask("SAVE")
+        redis_server.kill()
+        redis_server.more = (
+            "--key-load-delay",
+            "1000",
+            "--loading-process-events-interval-bytes",
+            "1024",
+        )
+        redis_server.start()
+        assert (await fails(redis_server.url)).startswith("Redis: LOADING: ")
+        await store.close()
+
+    asyncio.run(main())
+
+
+def test_a_user_without_the_rights(redis_server: RedisServer) -> None:
+    redis_server.ask("ACL", "SETUSER", "low", "on", f">{PASSWORD}", "~*", "+ping")
+    url = f"redis://low:{PASSWORD}@{redis_server.address}"
+    assert asyncio.run(fails(url)).startswith("Redis: NOPERM: ")
+
+
+def test_a_password_where_there_is_none(redis_url: str) -> None:
+    host = redis_url.rpartition("@")[2].removeprefix("redis://")
+    if "@" in redis_url:
+        pytest.skip("the server of these tests has a password")
+    text = asyncio.run(fails(f"redis://:{PASSWORD}@{host}"))
+    assert text == "Redis: the URL has a password, the server has none"
+
+
+def test_a_database_that_does_not_exist(redis_server: RedisServer) -> None:
+    text = asyncio.run(fails(redis_server.url.removesuffix("/0") + "/99"))
+    assert text == "Redis: the database of the URL does not exist"
 
 
 @pytest.mark.parametrize(
@@ -137,7 +243,7 @@ def test_nobody_there_names_no_secret() -> None:
     async def main() -> None:
         store = RedisStore("redis://:hunter2@127.0.0.1:1/0", "t", 2.0)
         with pytest.raises(StoreUnavailable) as failure:
-            await store.settle(batch(1, ("a", 1)))
+            await settle(store, 1, ("a", 1))
         assert "hunter2" not in repr(failure.value)
         await store.close()
 
@@ -150,11 +256,11 @@ def test_an_account_that_is_no_count_stops_no_other(redis_server: RedisServer) -
             client.set("t:a:broken", "not a hash")
             client.hset("t:a:full", "used", 2**63 - 2)
         store = RedisStore(redis_server.url, "t", 2.0)
-        lines = batch(1, ("broken", 1), ("full", 5), ("fine", 1), ("broken", 0))
+        lines = [("broken", 1), ("full", 5), ("fine", 1), ("broken", 0)]
         for _ in range(2):
-            assert (await store.settle(lines)).used == [UNUSABLE, UNUSABLE, 1, UNUSABLE]
+            assert await settle(store, 1, *lines) == [UNUSABLE, UNUSABLE, 1, UNUSABLE]
         # what could not be applied did not use up its sequence
-        assert (await store.settle(batch(1, ("full", 1)))).used == [2**63 - 1]
+        assert await settle(store, 1, ("full", 1)) == [2**63 - 1]
         await store.close()
 
     asyncio.run(main())
@@ -163,7 +269,7 @@ def test_an_account_that_is_no_count_stops_no_other(redis_server: RedisServer) -
 def test_keys_expire_with_their_window(redis_server: RedisServer) -> None:
     async def main() -> None:
         store = RedisStore(redis_server.url, "t", 2.0)
-        await store.settle(batch(1, ("a", 1)))
+        await settle(store, 1, ("a", 1))
         await store.close()
         with redis.Redis.from_url(redis_server.url) as client:
             assert client.expiretime("t:a:a") == LATER
@@ -174,10 +280,10 @@ def test_keys_expire_with_their_window(redis_server: RedisServer) -> None:
 def test_prefixes_do_not_meet(redis_server: RedisServer) -> None:
     async def main() -> None:
         one, two = RedisStore(redis_server.url, "t*", 2.0), RedisStore(redis_server.url, "tx", 2.0)
-        assert (await one.settle(batch(1, ("a", 1)))).used == [1]
-        assert (await two.settle(batch(1, ("a", 5)))).used == [5]
-        assert await one.accounts() == {"a": (1, 0)}
-        assert await two.accounts() == {"a": (5, 0)}
+        assert await settle(one, 1, ("a", 1)) == [1]
+        assert await settle(two, 1, ("a", 5)) == [5]
+        assert await used(one) == {"a": 1}
+        assert await used(two) == {"a": 5}
         await one.close()
         await two.close()
 

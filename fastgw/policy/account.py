@@ -79,10 +79,12 @@ class Limit:
         return 0  # requests: debited as they are admitted; parallel: held only
 
     def claim(self, estimate: Usage) -> int:
-        """What a request with this estimate needs here before it runs, never above the limit."""
+        """What a request with this estimate needs here before it runs: never above the limit, or
+        it could never run, unless its answer will be limited."""
         if self.unit in ("requests", "parallel"):
             return 1
-        return min(self.cost(estimate), self.amount)
+        cost = self.cost(estimate)
+        return cost if self.clamps else min(cost, self.amount)
 
 
 class Count:

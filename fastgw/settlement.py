@@ -73,6 +73,7 @@ class Settlement:
         self._task: asyncio.Task[None] | None = None
         self._ending = False
         self._end = asyncio.Event()
+        self._hurry = asyncio.Event()
         self.up = True
         self.wake: Callable[[], None] = self._wake.set
         """Tell it that the ledger has debits. Cheap; may be called any number of times."""
@@ -89,6 +90,7 @@ class Settlement:
         before the batch of `sequence` is answered; or when the store is away."""
         self._waiting.append(_Wait(waiter, accounts, since, sequence, 0))
         self._wake.set()
+        self._hurry.set()
 
     def park(self, waiter: Waiter) -> None:
         """Call `waiter.admit()` a moment later: running requests may have given something back."""
@@ -140,18 +142,23 @@ class Settlement:
                 self._came_back()
                 self._release()
                 if self._pace > took and not self._waiting and not self._ending:
-                    await asyncio.sleep(self._pace - took)
+                    self._hurry.clear()
+                    await self._pause(self._hurry, self._pace - took)
                 continue
             self._release()
             if self._ending:
                 retry = FIRST_RETRY  # `close` says when to give up
-            with contextlib.suppress(TimeoutError):
-                # not wait_for: in 3.11 it swallows a cancellation that meets the end of its wait
-                async with asyncio.timeout(retry):
-                    await self._end.wait()
+            await self._pause(self._end, retry)
             retry = min(retry * 2, LAST_RETRY)
             if self._ending:
                 await asyncio.sleep(FIRST_RETRY)
+
+    async def _pause(self, event: asyncio.Event, seconds: float) -> None:
+        """Until the event, or so long."""
+        with contextlib.suppress(TimeoutError):
+            # not wait_for: in 3.11 it swallows a cancellation that meets the end of its wait
+            async with asyncio.timeout(seconds):
+                await event.wait()
 
     def _release(self) -> None:
         waiting, self._waiting = self._waiting, []
@@ -211,6 +218,7 @@ class Settlement:
             if timer is not None:
                 timer.cancel()
         self._end.set()
+        self._hurry.set()
         self._wake.set()
         if self._task is not None:
             await asyncio.wait({self._task}, timeout=within)

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from fastgw import clock
 from fastgw.errors import StoreUnavailable
 from fastgw.model import Batch, Debit, Settled, Usage
-from fastgw.policy.account import Account, Limit
+from fastgw.policy.account import Account, Limit, Promise
 from fastgw.policy.ledger import Ledger
 from fastgw.policy.window import EpochWindow
 from fastgw.settlement import Settlement
@@ -238,6 +239,65 @@ def test_a_store_whose_call_costs_much_is_called_at_its_pace() -> None:
         assert len(store.batches) == 1  # alone it left at once; the others wait for the next call
         assert await settlement.close(10)
         assert [[line.amount for line in batch.debits] for batch in store.batches] == [[1], [3]]
+
+    asyncio.run(run())
+
+
+def test_who_waits_does_not_wait_for_the_pace() -> None:
+    async def run() -> None:
+        ledger, store = Ledger("w", 0.1), Failing()
+        settlement = Settlement(ledger, store, pace=1000.0)
+        one, two = account(ledger), account(ledger, "bob")
+        settlement.start()
+        ledger.debit((one,), Usage(1, 0), NOW)
+        settlement.wake()
+        await until(lambda: len(store.batches) == 1)
+        waiter = Waits()
+        ledger.stale((two,), NOW)
+        settlement.wait(waiter, (two,), NOW)
+        await until(lambda: waiter.admitted == 1)
+        assert await settlement.close(10)
+
+    asyncio.run(run())
+
+
+def test_who_waits_for_room_asks_again_until_there_is_some() -> None:
+    async def run() -> None:
+        ledger, store = Ledger("w", 0.1), Failing()
+        settlement = Settlement(ledger, store)
+        cap = Limit("cap", "tokens", 100, EpochWindow("day"), reserves=True, wait=1000.0)
+        one = ledger.account(cap, (), NOW)
+        settlement.start()
+
+        class Asks:
+            promises: list[Promise] | None = None
+            sequence = 0
+
+            def admit(self) -> None:
+                found = ledger.reserve((one,), Usage(60, 0))
+                if isinstance(found, list):
+                    self.promises = found
+                elif self.sequence:
+                    self.sequence = 0
+                    settlement.park(self)
+                else:
+                    self.sequence = ledger.ask((one,), Usage(60, 0))
+                    settlement.wait(self, (one,), clock.wall(), self.sequence)
+
+            def fail(self) -> None:
+                raise AssertionError
+
+        first, second = Asks(), Asks()
+        first.admit()
+        second.admit()
+        await until(lambda: first.promises is not None)
+        await until(lambda: len(store.batches) > 5)
+        assert second.promises is None
+        assert first.promises is not None
+        ledger.charge(first.promises, Usage(20, 0), NOW)
+        ledger.release(first.promises)
+        await until(lambda: second.promises is not None)
+        assert await settlement.close(10)
 
     asyncio.run(run())
 

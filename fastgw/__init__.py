@@ -13,14 +13,14 @@ One request, from end to end (read `exchange` first):
 
 Floors: a module imports lower floors only (tests/test_structure.py).
 
-    7 process       cli, __main__, worker
+    7 process       cli, __main__, service, worker; supervisor, member, child
     6 surfaces      admin/, demo/
     5 engine        engine, exchange, plan, relay, keyring, settlement, recorder, audit
-    4 I/O           downstream/, upstream/, store/, flow_control
+    4 I/O           downstream/, upstream/, store/, flow_control, control
     3 policy        policy/: decisions without I/O or clock
     2 wire          http1/, sse, usage/: bytes and meaning, without I/O
     1 declarations  config/, metrics, exposition, access_log
-    0 ground        model, errors, clock, tasks
+    0 ground        model, errors, clock, tasks, systemd
 """
 
 __version__ = "0.1.0"

@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import logging
 import os
+import stat
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +26,8 @@ log = logging.getLogger(__name__)
 
 INTERVAL = 0.1
 MAX_PENDING = 16 * 1024 * 1024
+WHOLE = 4096
+"""Bytes that a pipe takes in one piece (PIPE_BUF): lines of several writers do not mix."""
 
 quote: Callable[[Any], bytes] = orjson.dumps
 """A value as JSON: orjson escapes whatever a client wrote, so that no value can break a line."""
@@ -114,6 +117,20 @@ class AccessLog:
 
 
 def _write_all(file: int, data: bytes) -> None:
+    if stat.S_ISREG(os.fstat(file).st_mode):
+        _write(file, data)
+        return
+    # Workers share the pipe of standard output, and only so much is written in one piece.
+    start = 0
+    while start < len(data):
+        end = len(data)
+        if end - start > WHOLE:
+            end = data.rfind(b"\n", start, start + WHOLE) + 1 or data.find(b"\n", start) + 1
+        _write(file, data[start:end])
+        start = end
+
+
+def _write(file: int, data: bytes) -> None:
     view = memoryview(data)
     while view:
         view = view[os.write(file, view) :]

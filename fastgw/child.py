@@ -66,7 +66,7 @@ class Child:
         await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
         if not starting.done():
             starting.cancel()
-            await asyncio.wait({starting})
+            await asyncio.gather(starting, return_exceptions=True)
         elif not starting.cancelled() and (error := starting.exception()) is not None:
             if not isinstance(error, OSError | StoreUnavailable):
                 raise error

@@ -115,7 +115,7 @@ class Service:
         await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
         if not starting.done():
             starting.cancel()
-            await asyncio.wait({starting})
+            await asyncio.gather(starting, return_exceptions=True)
         elif error := starting.exception():
             stopping.cancel()
             raise error

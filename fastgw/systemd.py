@@ -37,7 +37,7 @@ def take_sockets(environ: MutableMapping[str, str] = os.environ) -> Passed:
     """
     pid, count = environ.pop("LISTEN_PID", ""), environ.pop("LISTEN_FDS", "")
     names = environ.pop("LISTEN_FDNAMES", "").split(":")
-    if not count.isdigit() or (pid and pid != str(os.getpid())):
+    if not count.isdigit() or pid != str(os.getpid()):
         return Passed((), None)
     data: list[socket.socket] = []
     admin: socket.socket | None = None

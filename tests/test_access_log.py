@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+from threading import Thread
 from typing import TYPE_CHECKING, Any
 
 import orjson
@@ -137,3 +138,42 @@ def test_off_writes_nothing() -> None:
         await log.close()
 
     asyncio.run(main())
+
+
+def test_lines_of_several_writers_on_one_pipe_stay_whole() -> None:
+    reading, writing = os.pipe()
+    entries = {
+        name: [
+            orjson.dumps({"by": name, "n": number, "text": name * (number % 700)})
+            for number in range(2000)
+        ]
+        for name in "abc"
+    }
+
+    def write(name: str) -> None:
+        access_log._write_all(writing, b"\n".join(entries[name]) + b"\n")
+
+    writers = [Thread(target=write, args=(name,)) for name in entries]
+    for each in writers:
+        each.start()
+    found = b""
+    wanted = sum(len(line) + 1 for lines in entries.values() for line in lines)
+    while len(found) < wanted:
+        found += os.read(reading, 65536)
+    for each in writers:
+        each.join()
+    os.close(reading)
+    os.close(writing)
+    came = found.splitlines()
+    for name, lines in entries.items():
+        assert [line for line in came if line.startswith(b'{"by":"%b"' % name.encode())] == lines
+    assert len(came) == 6000
+
+
+def test_a_line_longer_than_a_pipe_takes_at_once_is_written(tmp_path: Path) -> None:
+    reading, writing = os.pipe()
+    data = b"a" * 10 + b"\n" + b"b" * 9000 + b"\n" + b"c\n"
+    access_log._write_all(writing, data)
+    assert os.read(reading, 65536) == data
+    os.close(reading)
+    os.close(writing)

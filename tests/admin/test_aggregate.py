@@ -1,0 +1,167 @@
+"""Sums of workers: nothing goes backwards, accounts are not counted twice."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+import orjson
+from hypothesis import given
+from hypothesis import strategies as st
+from prometheus_client.parser import text_string_to_metric_families
+
+from fastgw.admin.aggregate import (
+    AccountRow,
+    ProcessSums,
+    Totals,
+    exposition,
+    merge_accounts,
+    pack,
+    sum_status,
+    unpack,
+)
+from fastgw.config.tables import Metrics as Settings
+from fastgw.metrics import Metrics, Sample
+from fastgw.model import Usage
+
+if TYPE_CHECKING:
+    from fastgw.exposition import Numbers
+
+KEY = ("/openai", "stub", "chat", "openai", "m", "m")
+
+
+def over_the_wire(numbers: Numbers) -> Numbers:
+    return unpack(orjson.loads(orjson.dumps(pack(numbers))))
+
+
+def text_of(totals: Totals, own: Numbers, rows: list[AccountRow]) -> dict[str, float]:
+    """Samples by name and labels."""
+    process = ProcessSums([os.getpid()], 0.0)
+    text = exposition(Metrics(Settings()), own, totals.copy(), rows, process).decode()
+    return {
+        f"{sample.name}{sorted(sample.labels.items())}": sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
+
+
+def work(metrics: Metrics, number: int) -> None:
+    for _ in range(number):
+        series = metrics.series(KEY)
+        series.count("POST", 200, "ok")
+        series.usage(Usage(9, 10, source="reported"))
+        series.duration(0.02)
+    metrics.store.settled(0.001, 2)
+
+
+@given(
+    st.lists(
+        st.tuples(st.integers(0, 2), st.sampled_from(["work", "tell", "die", "end"])), max_size=40
+    )
+)
+def test_sums_are_exact_but_for_what_a_killed_worker_did_not_tell(
+    steps: list[tuple[int, str]],
+) -> None:
+    totals = Totals()
+    workers = [Metrics(Settings()) for _ in range(3)]
+    untold = [0, 0, 0]
+    expected = 0
+    before = 0.0
+    for at, what in steps:
+        if what == "work":
+            work(workers[at], at + 1)
+            untold[at] += at + 1
+            continue
+        if what in ("tell", "end"):
+            totals.tell(at, over_the_wire(workers[at].changes()))
+            expected += untold[at]
+            untold[at] = 0
+        if what in ("die", "end"):
+            totals.bury(at)
+            workers[at] = Metrics(Settings())
+            untold[at] = 0
+        shown = totals.copy()()
+        count = sum(values[0] for values in shown.get("requests_total", {}).values())
+        tokens = sum(values[-1] for values in shown.get("gen_ai_client_token_usage", {}).values())
+        assert count == expected
+        assert tokens == expected * 19
+        assert (
+            sum(sum(values[:-1]) for values in shown.get("request_duration_seconds", {}).values())
+            == expected
+        )
+        assert count >= before
+        before = count
+
+
+def test_a_scrape_of_two_workers() -> None:
+    totals = Totals()
+    for worker, up in ((1, 1), (2, 0)):
+        metrics = Metrics(Settings(), "1.0")
+        work(metrics, worker)
+        metrics.add_source(
+            lambda up=up: [  # type: ignore[misc]
+                Sample("store_up", (), up),
+                Sample("debits_pending", (), 2),
+                Sample("upstream_connections", ("stub", "idle"), 3),
+                Sample("budget_refusals_total", ("daily",), 5),
+            ]
+        )
+        totals.tell(worker, over_the_wire(metrics.changes()))
+    rows = [
+        AccountRow("daily", "alice", "daily/alice@1", 100, 50, 7, 10.0),
+        AccountRow("daily", "alice", "daily/alice@1", 100, 57, 2, 11.0),
+        AccountRow("daily", "bob", "", 100, 0, 0, 3.0),
+    ]
+    own: Numbers = {"workers": {("ready",): [2]}, "build_info": {("1.0",): [1]}}
+    found = text_of(totals, own, rows)
+    assert found["fastgw_store_up[]"] == 0
+    assert found["fastgw_debits_pending[]"] == 4
+    assert found["fastgw_upstream_connections[('state', 'idle'), ('upstream', 'stub')]"] == 6
+    assert found["fastgw_budget_refusals_total[('budget', 'daily')]"] == 10
+    assert found["fastgw_build_info[('version', '1.0')]"] == 1
+    assert found["fastgw_workers[('state', 'ready')]"] == 2
+    assert found["fastgw_store_settle_seconds_count[]"] == 2
+    alice = "[('account', 'alice'), ('budget', 'daily')]"
+    assert found[f"fastgw_budget_used{alice}"] == 57 + 7 + 2
+    assert found[f"fastgw_budget_remaining{alice}"] == 34
+    assert found[f"fastgw_budget_limit{alice}"] == 100
+    assert found["process_cpu_seconds_total[]"] > 0
+    # the gauges of a dead worker go, what it counted stays
+    totals.bury(2)
+    found = text_of(totals, own, rows)
+    assert found["fastgw_store_up[]"] == 1
+    assert found["fastgw_debits_pending[]"] == 2
+    assert found["fastgw_budget_refusals_total[('budget', 'daily')]"] == 10
+
+
+def test_an_account_whose_window_is_over_somewhere_is_shown_as_it_is_now() -> None:
+    old = AccountRow("daily", "alice", "daily/alice@1", 100, 90, 5, 9.0)
+    new = AccountRow("daily", "alice", "daily/alice@2", 100, 3, 1, 20.0)
+    over = AccountRow("daily", "alice", "", 100, 0, 0, 30.0)
+    assert merge_accounts([old, new, over]) == [new]
+    assert merge_accounts([over]) == [over]
+    again = old._replace(owed=7, known_at=1.0)
+    assert merge_accounts([again, old]) == [old._replace(owed=12)]
+
+
+def test_process_sums_leave_out_who_is_gone() -> None:
+    own = {m.name: m.samples[0].value for m in ProcessSums([os.getpid()], 0.0).collect()}
+    both = {
+        m.name: m.samples[0].value for m in ProcessSums([os.getpid(), 2**22 + 1], 100.0).collect()
+    }
+    assert set(own) == set(both)
+    assert both["process_start_time_seconds"] == own["process_start_time_seconds"]
+    assert both["process_cpu_seconds"] >= own["process_cpu_seconds"] + 100
+
+
+def test_status_adds_up() -> None:
+    one = {"n": 1, "up": True, "name": "a", "pools": {"x": {"idle": 2}}, "listen": ["l"]}
+    two = {"n": 2, "up": False, "name": "b", "pools": {"x": {"idle": 3}, "y": {"idle": 1}}}
+    assert sum_status([one, two]) == {
+        "n": 3,
+        "up": False,
+        "name": "a",
+        "pools": {"x": {"idle": 5}, "y": {"idle": 1}},
+        "listen": ["l"],
+    }
+    assert sum_status([]) == {}

@@ -35,6 +35,8 @@ class Seen:
     ended, its key, its id, and what was the matter."""
 
     outcomes: Counter[str] = field(default_factory=Counter)
+    served: set[str] = field(default_factory=set)
+    """Ids of answers that were read to their end."""
     refusals: list[tuple[float, str, str, str]] = field(default_factory=list)
     """429."""
     failures: list[tuple[float, str, str, str]] = field(default_factory=list)
@@ -123,6 +125,7 @@ class Crowd:
             sound = body.endswith(b"data: [DONE]\n\n") if stream else b'"choices"' in body
             if not sound:
                 seen.wrong.append(f"{number} is 200 and not sound: {body[-200:]!r}")
+            seen.served.add(number)
             return
         code = str((orjson.loads(body).get("error") or {}).get("code"))
         entry = (time.time(), name, number, f"{status} {code}")

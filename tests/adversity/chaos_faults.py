@@ -111,6 +111,7 @@ class House:
         """`small`: the limit of the accounts that fill."""
         self.folder = folder
         self.small = small
+        self.workers = workers
         self.stub_log = folder / "stub.jsonl"
         self.access_log = folder / "access.log"
         self.gateway: Process | None = None
@@ -159,9 +160,10 @@ class House:
     def kill_worker(self, dice: random.Random) -> None:
         """End one worker as a crash would. Where the gateway is one process, start it again."""
         assert self.gateway is not None
-        workers = children(self.gateway.child.pid)
-        if workers:
-            os.kill(dice.choice(workers), signal.SIGKILL)
+        if self.workers > 1:
+            while not (running := children(self.gateway.child.pid)):
+                time.sleep(0.05)  # all of them are being started again
+            os.kill(dice.choice(running), signal.SIGKILL)
             return
         self.gateway.child.kill()
         self.gateway.child.wait(20)
@@ -224,12 +226,16 @@ class Faults:
     store may be missed.
     """
 
-    def __init__(self, house: House, seconds: float, kills: int, seed: int) -> None:
+    def __init__(
+        self, house: House, seconds: float, kills: int, seed: int, empties: bool = False
+    ) -> None:
+        """`empties`: Redis forgets everything now and then, which one worker that lives knows."""
         self.done: Counter[str] = Counter()
         self.killed: list[tuple[float, float]] = []
         self.away: list[tuple[float, float]] = []
         self.error: BaseException | None = None
         self._house = house
+        self._empties = empties
         self._dice = random.Random(seed)
         self._stopping = threading.Event()
         self._plan = sorted(self._planned(seconds, kills), key=lambda each: each[0])
@@ -262,6 +268,7 @@ class Faults:
                 ("replies lost", int(seconds / 4) + 1, self._lose),
                 ("replies late", long, self._delay),
                 ("proxy stalled", long, self._stall),
+                ("redis emptied", long * self._empties, self._empty),
             ]
         else:
             kinds.append(("database locked", int(seconds / 5) + 1, self._lock))
@@ -319,6 +326,11 @@ class Faults:
         assert self._house.redis is not None
         with Redis(port=self._house.redis.port) as client:
             client.script_flush()
+
+    def _empty(self) -> None:
+        assert self._house.redis is not None
+        with Redis(port=self._house.redis.port) as client:
+            client.flushall()
 
     def _lose(self) -> None:
         proxy = self._house.proxy

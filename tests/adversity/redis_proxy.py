@@ -106,9 +106,10 @@ class RedisProxy(Proxy):
             while data := await loop.sock_recv(far, READ):
                 await self._flowing.wait()
                 script, digest = call.answered()
-                if script and self.loses and digest not in self._seen:
+                refused = data.startswith(b"-")  # NOSCRIPT: nothing was executed
+                if script and self.loses and not refused and digest not in self._seen:
                     self._seen.add(digest)
-                    self.lost += not data.startswith(b"-")
+                    self.lost += 1
                     return "reset"
                 if self.delay:
                     await asyncio.sleep(self.delay)
@@ -131,7 +132,9 @@ class _Call:
         if self._over:
             self._over = False
             self._hash = hashlib.sha256()
-            self._script = _SCRIPT_CALL.search(data) is not None
+            match = _SCRIPT_CALL.search(data)
+            self._script = match is not None
+            data = data[match.start() :] if match is not None else data
         self._hash.update(data)
 
     def answered(self) -> tuple[bool, bytes]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.redis_server import PASSWORD, RedisCluster, RedisServer, find_servers
+from tests.redis_server import PASSWORD, RedisCluster, RedisServer, SentinelPair, find_servers
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -51,3 +51,19 @@ def redis_server() -> Iterator[RedisServer]:
     yield server
     server.thaw()
     server.end()
+
+
+@pytest.fixture
+def redis_pair() -> Iterator[SentinelPair]:
+    """A master and a replica of this test's own, under a Sentinel."""
+    pair = SentinelPair()
+    yield pair
+    pair.end()
+
+
+@pytest.fixture
+def redis_replicated() -> Iterator[RedisCluster]:
+    """A cluster of this test's own, each master with a replica."""
+    cluster = RedisCluster(replicas=True)
+    yield cluster
+    cluster.end()

@@ -61,6 +61,17 @@ def until(condition: Callable[[], Any], what: str, seconds: float = 20) -> Any:
     raise AssertionError(f"in vain: {what}")
 
 
+def caught_up(master: RedisServer, replica: RedisServer) -> None:
+    """Wait until a replica has all that its master has acknowledged."""
+    until(
+        lambda: (
+            master.ask("INFO", "replication")["master_repl_offset"]
+            == replica.ask("INFO", "replication")["slave_repl_offset"]
+        ),
+        "the replica to catch up",
+    )
+
+
 class RedisServer:
     """One server process on a free port, in memory, with a password if asked."""
 
@@ -177,6 +188,30 @@ class Sentinel(RedisServer):
     def named(self) -> int:
         """The port of the master as it sees it."""
         return int(self.ask("SENTINEL", "GET-MASTER-ADDR-BY-NAME", "main")[1])
+
+
+class SentinelPair:
+    """A master and its replica under one Sentinel."""
+
+    def __init__(self) -> None:
+        self.master = RedisServer(PASSWORD)
+        self.replica = RedisServer(PASSWORD)
+        self.replica.replicate(self.master)
+        self.sentinel = Sentinel(self.master)
+        until(lambda: self.sentinel.ask("SENTINEL", "REPLICAS", "main"), "a replica in its list")
+
+    def url(self, *hosts: str, options: str = "", password: str = PASSWORD) -> str:
+        places = ",".join(hosts or (self.sentinel.address,))
+        return f"redis+sentinel://:{password}@{places}/main/0{options}"
+
+    def replicated(self) -> None:
+        """Wait until the replica has all that the master has acknowledged."""
+        caught_up(self.master, self.replica)
+
+    def end(self) -> None:
+        for server in (self.sentinel, self.master, self.replica):
+            server.thaw()
+            server.end()
 
 
 class RedisCluster:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from fastgw.config.redis_url import SCHEMES as REDIS_SCHEMES
 from fastgw.store.memory import MemoryStore
 from fastgw.store.redis import RedisStore
 from fastgw.store.sqlite import SqliteStore
@@ -25,6 +26,6 @@ def open_store(settings: StoreSettings) -> Store:
         return MemoryStore()
     if scheme == "sqlite":
         return SqliteStore(rest, max(settings.timeout, SQLITE_TIMEOUT))
-    if scheme in ("redis", "rediss"):
+    if scheme in REDIS_SCHEMES:
         return RedisStore(settings.url, settings.prefix, settings.timeout)
     raise ValueError(f"no store for {scheme}:")

@@ -25,10 +25,10 @@ import binascii
 import zlib
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
-from redis.exceptions import AskError, MovedError, RedisError, ResponseError, TryAgainError
+from redis.exceptions import RedisError, ResponseError
 
 from fastgw.errors import StoreUnavailable
-from fastgw.store.link import REPORT_TIMEOUT, Answer, Wire, accepted, first, reason, within
+from fastgw.store.link import REPORT_TIMEOUT, Answer, Wire, accepted, code, first, reason, within
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine, Iterable, Sequence
@@ -196,13 +196,14 @@ class ClusterLink:
 
     def _redirected(self, part: _Part, reply: ResponseError) -> list[_Part]:
         """Where a part goes next, or StoreUnavailable."""
-        if isinstance(reply, AskError):  # which MOVED is too
-            to = (str(reply.host or part.to[0]), int(reply.port))
-            if isinstance(reply, MovedError):
-                self._owners[part.group] = to
-                return [part._replace(to=to, asking=False)]
+        kind = code(reply)
+        if kind == "MOVED":
+            self._owners[part.group] = to = _named(reply, part.to)
+            return [part._replace(to=to, asking=False)]
+        if kind == "ASK":
+            to = _named(reply, part.to)
             return [part._replace(lines=(line,), to=to, asking=True) for line in part.lines]
-        if isinstance(reply, TryAgainError) and len(part.lines) > 1:
+        if kind == "TRYAGAIN" and len(part.lines) > 1:
             return [part._replace(lines=(line,)) for line in part.lines]
         raise _failure(part.to, reply)
 
@@ -237,6 +238,12 @@ async def _all(works: Iterable[Coroutine[Any, Any, _T]]) -> list[_T]:
             raise result
         results.append(result)
     return results
+
+
+def _named(redirection: ResponseError, asked: Address) -> Address:
+    """The node in `MOVED 3999 127.0.0.1:6381`; without a host it is the one that was asked."""
+    host, _, port = str(redirection).rpartition(" ")[2].rpartition(":")
+    return host or asked[0], int(port)
 
 
 def _failure(address: Address, error: Exception) -> StoreUnavailable:

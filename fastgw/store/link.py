@@ -20,6 +20,7 @@ from redis.asyncio.connection import Connection, SSLConnection
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import (
+    AskError,
     AuthenticationError,
     BusyLoadingError,
     ClusterCrossSlotError,
@@ -32,6 +33,7 @@ from redis.exceptions import (
     ReadOnlyError,
     RedisError,
     ResponseError,
+    TryAgainError,
 )
 from redis.exceptions import ConnectionError as RedisConnectionError
 
@@ -358,13 +360,16 @@ _WORDS = {
     "CROSSSLOT": "the server belongs to a cluster; write redis+cluster://",
     "CLUSTERDOWN": "the cluster has no master for some accounts",
 }
-_KINDS: tuple[tuple[type[Exception], str], ...] = (
-    # redis-py takes the code off the text of these
+_CODES: tuple[tuple[type[Exception], str], ...] = (
+    # redis-py takes the code off the text of the errors that it has a class for
+    (NoScriptError, "NOSCRIPT"),
     (OutOfMemoryError, "OOM"),
     (ReadOnlyError, "READONLY"),
     (BusyLoadingError, "LOADING"),
     (NoPermissionError, "NOPERM"),
     (MovedError, "MOVED"),
+    (AskError, "ASK"),
+    (TryAgainError, "TRYAGAIN"),
     (ClusterCrossSlotError, "CROSSSLOT"),
     (MasterDownError, "MASTERDOWN"),
     (ClusterDownError, "CLUSTERDOWN"),
@@ -384,22 +389,28 @@ _PHRASES = {
 }
 
 
+def code(error: Exception) -> str:
+    """The first word of an error as the server sent it, "" for any other error."""
+    for kind, word in _CODES:
+        if isinstance(error, kind):
+            return word
+    return str(error).partition(" ")[0] if isinstance(error, ResponseError) else ""
+
+
 def reason(error: Exception) -> str:
     """What went wrong, in words that hold no part of the URL's user or password."""
     text = str(error)
     for phrase, words in _PHRASES.items():
         if phrase in text:
             return words
-    for kind, code in _KINDS:
-        if isinstance(error, kind):
-            return f"{code}: {_WORDS[code]}"
     if isinstance(error, AuthenticationError):
         return f"WRONGPASS: {_WORDS['WRONGPASS']}"
+    if words := _WORDS.get(code(error), ""):
+        return f"{code(error)}: {words}"
     if isinstance(error, ResponseError):
-        for code, words in _WORDS.items():
-            # at the front, or behind what a script's run puts there
-            if text.startswith(f"{code} ") or f"-{code} " in text or f": {code} " in text:
-                return f"{code}: {words}"
+        for word, words in _WORDS.items():
+            if f"-{word} " in text or f": {word} " in text:  # behind what a script's run puts there
+                return f"{word}: {words}"
         return "the server answered with an error"
     if isinstance(error, (OSError, RedisConnectionError)):
         return "the connection broke"

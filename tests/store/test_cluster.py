@@ -11,7 +11,7 @@ import pytest
 from fastgw.errors import StoreUnavailable
 from fastgw.store.cluster import SLOTS, TAGS, group, slot
 from fastgw.store.redis import RedisStore
-from tests.redis_server import PASSWORD, RedisCluster, RedisServer, node_id, until
+from tests.redis_server import PASSWORD, RedisCluster, RedisServer, caught_up, node_id
 from tests.store.lines import settle, settle_at_last, used
 
 if TYPE_CHECKING:
@@ -25,13 +25,6 @@ NAMES = [f"account-{at}" for at in range(300)]
 def cluster() -> Iterator[RedisCluster]:
     """One of this test's own, without replicas."""
     cluster = RedisCluster()
-    yield cluster
-    cluster.end()
-
-
-@pytest.fixture
-def replicated() -> Iterator[RedisCluster]:
-    cluster = RedisCluster(replicas=True)
     yield cluster
     cluster.end()
 
@@ -127,20 +120,14 @@ def migrate(source: RedisServer, target: RedisServer, names: list[str]) -> None:
     )
 
 
-def test_a_killed_master_is_followed_by_its_replica(replicated: RedisCluster) -> None:
+def test_a_killed_master_is_followed_by_its_replica(redis_replicated: RedisCluster) -> None:
     async def main() -> None:
-        store = RedisStore(replicated.url, "t", 1.0)
+        store = RedisStore(redis_replicated.url, "t", 1.0)
         await store.open()
         for sequence in range(1, 11):
             await settle(store, sequence, *((name, 1) for name in NAMES))
-        lost, heir = replicated.masters[1], replicated.replicas[1]
-        until(
-            lambda: (
-                lost.ask("INFO", "replication")["master_repl_offset"]
-                == heir.ask("INFO", "replication")["slave_repl_offset"]
-            ),
-            "the replica to catch up",
-        )
+        lost, heir = redis_replicated.masters[1], redis_replicated.replicas[1]
+        caught_up(lost, heir)
         lost.kill()
         lines = [(name, 1) for name in NAMES]
         assert await settle_at_last(store, 11, *lines) == [11] * len(NAMES)

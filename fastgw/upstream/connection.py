@@ -57,6 +57,7 @@ class UpstreamConnection(asyncio.Protocol):
     __slots__ = (
         "_buffer",
         "_decoder",
+        "_ended",
         "_exchange",
         "_head",
         "_interim",
@@ -80,6 +81,7 @@ class UpstreamConnection(asyncio.Protocol):
         self._state = "idle"
         self.expires = 0.0
         self.reused = False
+        self._ended = False  # the provider said that it sends no more
         self.idle_until = 0.0  # monotonic second at which the pool gives it up
         # for one exchange
         self._exchange: Exchange | None = None
@@ -99,6 +101,11 @@ class UpstreamConnection(asyncio.Protocol):
         # uvloop's transports fulfil the interface without inheriting it
         transport = self.transport = cast("asyncio.Transport", transport)
         transport.set_write_buffer_limits(high=self._pool.buffer_size)
+        limit_reading = getattr(transport, "set_read_buffer_limits", None)
+        if limit_reading is not None:
+            # Over TLS a paused transport reads on, by default 256 KiB that nobody asked for, and
+            # drops them when the provider closes: the end of an answer to a slow client.
+            limit_reading(high=1)
         self._sweeper.add(self)
 
     def data_received(self, data: bytes) -> None:
@@ -117,7 +124,9 @@ class UpstreamConnection(asyncio.Protocol):
             self._take_head(exchange, data)
 
     def eof_received(self) -> bool:
-        """The provider closed its side; connection_lost follows."""
+        """The provider closed its side; connection_lost follows. Over TLS by close_notify: an end
+        without one may be anybody's (RFC 8446, 6.1), and then this is not called."""
+        self._ended = True
         return False
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -129,7 +138,8 @@ class UpstreamConnection(asyncio.Protocol):
         if exchange is None:
             return
         head = self._head
-        if state == "answering" and head is not None and head.length == UNTIL_CLOSE and exc is None:
+        until_close = state == "answering" and head is not None and head.length == UNTIL_CLOSE
+        if until_close and self._ended and exc is None:
             exchange.on_response_body(b"", None, True)
         else:
             begun = self._buffer or self._interim

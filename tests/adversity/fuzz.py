@@ -294,6 +294,8 @@ def run_response(world: World, case: Case) -> None:
         provider.data_received(part)
     fin = case.ending == "fin" and not provider.wire.ended
     if not provider.wire.ended:
+        if fin:
+            provider.eof_received()
         provider.connection_lost(None if fin else ConnectionResetError())
     world.answer_all()  # a repeated GET
     repeated = len(world.pool.made) > 1

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from typing import TYPE_CHECKING
+import ssl
+from typing import TYPE_CHECKING, cast
 
 import pytest
+import trustme
+import uvloop
 
 from fastgw.config.tables import Upstream
 from fastgw.flow_control import Sweeper
@@ -15,6 +18,7 @@ from fastgw.upstream.pool import Pool
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
+    from pathlib import Path
 
     from fastgw.http1.response import ResponseHead
 
@@ -313,3 +317,115 @@ def test_an_upload_that_the_provider_does_not_take_is_paused() -> None:
         await asyncio.sleep(0.01)
 
     asyncio.run(run())
+
+
+UNTIL_CLOSE = b"HTTP/1.1 200 OK\r\n\r\n"
+SIZED = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n"
+
+
+class Slow(Record):
+    """A client that takes the head and, until `go`, no more."""
+
+    connection: UpstreamConnection | None = None
+    slow = True
+
+    def on_acquired(self, connection: UpstreamConnection) -> None:
+        self.connection = connection
+        connection.send(self, b"GET", REQUEST, True)
+
+    def on_acquire_failure(self, reason: str) -> None:
+        self.on_upstream_failure(reason)
+
+    def on_response(self, head: ResponseHead, body: bytes, ended: bool) -> None:
+        super().on_response(head, body, ended)
+        if self.slow and self.connection is not None:
+            self.connection.pause()
+
+
+class Ends(asyncio.Protocol):
+    """Answers at once and ends: with a close_notify and a FIN, or with a FIN alone. As most
+    servers it does not wait for the close_notify of the other side."""
+
+    def __init__(self, answer: bytes, notifies: bool, over: asyncio.Event) -> None:
+        self.answer, self.notifies, self.over = answer, notifies, over
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast("asyncio.Transport", transport)
+
+    def data_received(self, data: bytes) -> None:
+        self.transport.write(self.answer)
+        self.end()
+
+    def end(self) -> None:
+        loop = asyncio.get_running_loop()
+        if self.transport.get_write_buffer_size():
+            loop.call_later(0.001, self.end)
+            return
+        if self.notifies:
+            self.transport.close()
+        loop.call_later(0.02, self.transport.abort)
+        loop.call_later(0.04, self.over.set)
+
+
+async def ended_over_tls(
+    folder: Path, answer: bytes, *, notifies: bool = True, slow: bool = False
+) -> tuple[int, str]:
+    """Bytes of the body and the end, of an answer to a client that may be slow to take it."""
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(str(folder / "ca.pem"))
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("localhost").configure_cert(context)
+    over = asyncio.Event()
+    server = await asyncio.get_running_loop().create_server(
+        lambda: Ends(answer, notifies, over), "127.0.0.1", 0, ssl=context
+    )
+    url = f"https://localhost:{server.sockets[0].getsockname()[1]}"
+    pool = Pool(Upstream(name="p", base_url=url, ca_file=str(folder / "ca.pem")), Sweeper(), 65536)
+    record = Slow()
+    record.slow = slow
+    try:
+        pool.acquire(record)
+        async with asyncio.timeout(10):
+            if slow:
+                await record.begun.wait()
+                await asyncio.sleep(0.1)  # far more than the provider needs to send all and end
+                assert record.connection is not None
+                record.connection.resume()
+            await record.over.wait()
+            await over.wait()
+    finally:
+        pool.abort()
+        server.close()
+        await asyncio.sleep(0.01)
+    return len(record.body), record.end
+
+
+@pytest.mark.parametrize(
+    ("answer", "notifies", "expected"),
+    [
+        (UNTIL_CLOSE + b"ok", True, (2, "ended")),
+        (UNTIL_CLOSE + b"ok", False, (2, "reset")),  # may be anybody's end
+        (UNTIL_CLOSE, False, (0, "reset")),
+        (SIZED % 2 + b"ok", False, (2, "ended")),  # its end is told within
+        (SIZED % 3 + b"ok", True, (2, "reset")),
+        (CHUNKED + b"2\r\nok\r\n", True, (2, "reset")),
+        (UNTIL_CLOSE[:-2], True, (0, "broken")),
+    ],
+)
+def test_over_tls_a_body_ends_with_the_connection_only_after_close_notify(
+    tmp_path: Path, answer: bytes, notifies: bool, expected: tuple[int, str]
+) -> None:
+    """RFC 8446, 6.1: without one the answer may be cut short by whoever is on the way."""
+    assert uvloop.run(ended_over_tls(tmp_path, answer, notifies=notifies)) == expected
+
+
+@pytest.mark.parametrize("notifies", [True, False])
+@pytest.mark.parametrize("size", [70_000, 150_000, 300_000])
+def test_over_tls_a_slow_client_gets_the_end_too(tmp_path: Path, size: int, notifies: bool) -> None:
+    """What the provider sent before it closed is not lost while the client takes its time."""
+    answer = SIZED % size + b"x" * size
+    got = uvloop.run(ended_over_tls(tmp_path, answer, notifies=notifies, slow=True))
+    assert got == (size, "ended")
+    if notifies:
+        answer = UNTIL_CLOSE + b"x" * size
+        assert uvloop.run(ended_over_tls(tmp_path, answer, slow=True)) == (size, "ended")

@@ -73,7 +73,7 @@ class Proxy:
         self.accepted = 0
         self.struck = 0
         """Cuts and resets that came to pass."""
-        self._target = target
+        self.target = target
         self.choose = choose
         self._links: set[asyncio.Task[Any]] = set()
         self._listener = socket.create_server(("127.0.0.1", 0), backlog=1024)
@@ -134,7 +134,7 @@ class Proxy:
                 sock.setblocking(False)
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             try:
-                await asyncio.get_running_loop().sock_connect(far, ("127.0.0.1", self._target))
+                await asyncio.get_running_loop().sock_connect(far, ("127.0.0.1", self.target))
             except OSError:
                 abort(near)
                 return

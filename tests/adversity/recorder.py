@@ -112,6 +112,8 @@ class Link(asyncio.Protocol):
             self._take_events()
         except h11.RemoteProtocolError as error:
             self.error = str(error)
+            self._transport.write(b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n")
+            self._transport.close()
 
     def _take_events(self) -> None:
         while True:

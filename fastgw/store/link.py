@@ -128,6 +128,8 @@ class Wire:
         async with self._turn:
             connection = self._connection
             try:
+                if self._transport is not None and self._ended():
+                    await self.drop()
                 if self._transport is None:
                     await connection.connect()  # type: ignore[no-untyped-call]
                     # redis-py closes politely, which waits for a server that does not read.
@@ -145,6 +147,13 @@ class Wire:
             except BaseException:
                 await self.drop()
                 raise
+
+    def _ended(self) -> bool:
+        """Whether the server went since the last exchange: nothing was sent, so nothing is lost."""
+        assert self._transport is not None
+        reader = self._connection._reader
+        ended = reader is None or reader.at_eof() or reader.exception() is not None
+        return ended or self._transport.is_closing()
 
     async def run(
         self, script: Script, calls: Sequence[Call], *, asking: bool = False

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 import redis
+import uvloop
 
 from fastgw.errors import StoreUnavailable
 from fastgw.store.base import UNUSABLE
@@ -59,6 +60,23 @@ def test_a_server_killed_and_started_again(redis_server: RedisServer) -> None:
         await store.close()
 
     asyncio.run(main())
+
+
+def test_a_connection_that_died_in_between_costs_no_call(redis_server: RedisServer) -> None:
+    async def main() -> None:
+        store = RedisStore(redis_server.url, "t", 2.0)
+        await store.open()
+        for sequence in range(1, 4):
+            assert await settle(store, sequence, ("a", 1)) == [sequence]
+            with redis.Redis.from_url(redis_server.url) as client:
+                client.client_kill_filter(_type="normal", skipme=True)
+            await asyncio.sleep(0.05)  # the loop hears of it
+        await store.close()
+
+    for run in (asyncio.run, uvloop.run):
+        run(main())
+        with redis.Redis.from_url(redis_server.url) as client:
+            client.flushall()
 
 
 def test_a_settle_before_open_connects_by_itself(redis_server: RedisServer) -> None:

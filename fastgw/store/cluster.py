@@ -118,7 +118,7 @@ class ClusterLink:
     async def _ask(self, address: Address) -> list[Address]:
         wire = Wire(self._url, address)
         try:
-            ranges = accepted((await wire.exchange(("CLUSTER SLOTS",)))[0])
+            ranges = accepted((await wire.exchange(("CLUSTER", "SLOTS")))[0])
         except (RedisError, OSError, ValueError) as error:
             raise _failure(address, error) from None
         finally:

@@ -16,6 +16,7 @@ import hashlib
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
 
+import hiredis
 from redis.asyncio.connection import Connection, SSLConnection
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
@@ -49,6 +50,8 @@ Address = tuple[str, int]
 """Host and port."""
 
 Command = tuple[str | int, ...]
+
+_pack: Callable[[Command], bytes] = hiredis.pack_command  # type: ignore[assignment]
 
 REPORT_TIMEOUT = 10.0
 _SCAN_COUNT = 500
@@ -134,7 +137,9 @@ class Wire:
                     await connection.connect()  # type: ignore[no-untyped-call]
                     # redis-py closes politely, which waits for a server that does not read.
                     self._transport = connection._writer.transport  # type: ignore[union-attr]
-                await connection.send_packed_command(connection.pack_commands(commands))
+                # redis-py's own packing takes eight times as long: 2.8 ms for a batch of 500 lines
+                packed = b"".join(map(_pack, commands))
+                await connection.send_packed_command(packed)
                 replies: list[Any] = []
                 for _ in commands:
                     try:
@@ -169,7 +174,7 @@ class Wire:
             again = (
                 command for at in missing for command in (*before, _evalsha(script, calls[at]))
             )
-            second = await self.exchange(("SCRIPT LOAD", script.text), *again)
+            second = await self.exchange(("SCRIPT", "LOAD", script.text), *again)
             accepted(second[0])
             for at, reply in zip(missing, second[1 + len(before) :: 1 + len(before)], strict=True):
                 replies[at] = reply
@@ -204,9 +209,14 @@ class Wire:
 
 
 def _connection(url: RedisUrl, address: Address) -> Connection:
-    kind: Any = SSLConnection if url.tls else Connection
+    kind: Any = Connection
+    options = dict(url.options)
+    if url.tls:
+        kind = SSLConnection
+        # older versions of redis-py do not look at the name by themselves
+        options.setdefault("ssl_check_hostname", options.get("ssl_cert_reqs") != "none")
     made: Connection = kind(
-        **url.options,
+        **options,
         host=address[0],
         port=address[1],
         db=url.db,
@@ -392,6 +402,8 @@ _PHRASES = {
     "max number of clients": "the server has too many clients",
     "cluster support disabled": "the server belongs to no cluster; write redis://",
     "unknown command": "the server lacks a command that fastgw needs",
+    "mismatch, certificate is not valid for": "the server's certificate is for another name, see"
+    " ssl_check_hostname",
     "CERTIFICATE_VERIFY_FAILED": "the server's certificate is not trusted, see ssl_ca_certs",
     "No such file": "a file that the URL names cannot be read",
     " connecting to ": "cannot connect",

@@ -94,7 +94,7 @@ async def _named(url: RedisUrl, host: Address) -> Address:
     login = replace(url, username=url.sentinel_username, password=url.sentinel_password, db=0)
     wire = Wire(login, host)
     try:
-        ask = ("SENTINEL GET-MASTER-ADDR-BY-NAME", url.service)
+        ask = ("SENTINEL", "GET-MASTER-ADDR-BY-NAME", url.service)
         named = accepted((await wire.exchange(ask))[0])
     except (RedisError, OSError, ValueError) as error:
         why = reason(error)

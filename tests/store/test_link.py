@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
+import ssl
 from typing import TYPE_CHECKING
 
 import pytest
+import trustme
 from redis.exceptions import ResponseError
 
 from fastgw.config.redis_url import parse_redis_url
 from fastgw.errors import StoreUnavailable
 from fastgw.store.link import Call, Script, Wire, code, first, reason, single, within
+from tests.redis_server import PASSWORD
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
     from tests.redis_server import RedisServer
 
@@ -62,10 +67,10 @@ def test_an_error_in_step_breaks_nothing(redis_server: RedisServer) -> None:
         assert isinstance(replies[1], ResponseError)
         assert code(replies[1]) == "WRONGTYPE"
         assert replies[2] == "1"
-        before = await one.exchange(("CLIENT ID",))
-        assert await one.exchange(("CLIENT ID",)) == before
+        before = await one.exchange(("CLIENT", "ID"))
+        assert await one.exchange(("CLIENT", "ID")) == before
         await one.drop()
-        assert await one.exchange(("CLIENT ID",)) != before
+        assert await one.exchange(("CLIENT", "ID")) != before
         await one.drop()
 
     asyncio.run(main())
@@ -120,6 +125,65 @@ def test_a_server_that_speaks_something_else(rubbish: bytes) -> None:
         await link.close()
         server.close()
         await server.wait_closed()
+
+    asyncio.run(main())
+
+
+@pytest.fixture
+def certificates(tmp_path: Path) -> tuple[ssl.SSLContext, Path]:
+    """A server's context for 127.0.0.1, and the file of its authority."""
+    authority = trustme.CA()
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("127.0.0.1").configure_cert(context)
+    path = tmp_path / "ca.pem"
+    authority.cert_pem.write_to_path(str(path))
+    return context, path
+
+
+def test_tls_is_verified_and_has_its_deadline(
+    redis_server: RedisServer, certificates: tuple[ssl.SSLContext, Path]
+) -> None:
+    context, authority = certificates
+
+    async def relay(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        inner = await asyncio.open_connection("127.0.0.1", redis_server.port)
+
+        async def copy(source: asyncio.StreamReader, target: asyncio.StreamWriter) -> None:
+            with contextlib.suppress(OSError):
+                while data := await source.read(65536):
+                    target.write(data)
+            target.close()
+
+        await asyncio.gather(copy(reader, inner[1]), copy(inner[0], writer))
+
+    async def main() -> None:
+        server = await asyncio.start_server(relay, "127.0.0.1", 0, ssl=context)
+        port = server.sockets[0].getsockname()[1]
+
+        async def ask(host: str, options: str) -> str:
+            url = f"rediss://:{PASSWORD}@{host}:{port}/0{options}"
+            link = single(parse_redis_url(url), 1.0)
+            try:
+                await link.evaluate(ECHO, ["x"], lambda lines: echo("", lines))
+            except StoreUnavailable as error:
+                return repr(error)
+            finally:
+                await link.close()
+            return "fine"
+
+        trusted = f"?ssl_ca_certs={authority}"
+        assert await ask("127.0.0.1", trusted) == "fine"
+        assert "not trusted" in await ask("127.0.0.1", "")
+        assert "for another name" in await ask("localhost", trusted)
+        assert await ask("localhost", f"{trusted}&ssl_check_hostname=false") == "fine"
+        assert await ask("localhost", "?ssl_cert_reqs=none") == "fine"
+        assert "a file that the URL names" in await ask("127.0.0.1", "?ssl_ca_certs=/no/such")
+        redis_server.freeze()
+        async with asyncio.timeout(10):
+            assert "longer than 1.0 s" in await ask("127.0.0.1", trusted)
+        redis_server.thaw()
+        server.close()
+        await asyncio.sleep(0.1)
 
     asyncio.run(main())
 

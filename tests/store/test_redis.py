@@ -10,8 +10,10 @@ import redis
 import uvloop
 
 from fastgw.errors import StoreUnavailable
+from fastgw.model import Batch, Claim, Debit
 from fastgw.store.base import UNUSABLE
 from fastgw.store.redis import RedisStore
+from tests.processes import ROOT
 from tests.redis_server import PASSWORD, RedisServer
 from tests.store.lines import LATER, settle, used
 
@@ -219,6 +221,27 @@ def test_a_user_without_the_rights(redis_server: RedisServer) -> None:
     redis_server.ask("ACL", "SETUSER", "low", "on", f">{PASSWORD}", "~*", "+ping")
     url = f"redis://low:{PASSWORD}@{redis_server.address}"
     assert asyncio.run(fails(url)).startswith("Redis: NOPERM: ")
+
+
+def test_the_rights_that_the_page_names_are_enough(redis_server: RedisServer) -> None:
+    page = (ROOT / "docs/stores.md").read_text()
+    [line] = [line for line in page.splitlines() if line.startswith("ACL SETUSER fastgw ")]
+    redis_server.ask(*line.replace(">PASSWORD", f">{PASSWORD}").split())
+    url = f"redis://fastgw:{PASSWORD}@{redis_server.address}"
+
+    async def main() -> None:
+        store = RedisStore(url, "fastgw", 2.0)
+        await store.open()
+        lines = Batch("w", 1, (Debit("a", 5, LATER),), (Claim(0, 100, 0, 10, 10),))
+        assert (await store.settle(lines)).used == [5]
+        forgot = Batch("w", 3, (Debit("b", 1, LATER, 2, 7), Debit("a", -9, LATER)))
+        assert (await store.settle(forgot)).used == [8, 0]
+        released = Batch("w", 4, (Debit("a", 0, LATER),), (Claim(0, 100, 0, 0, 0),))
+        assert (await store.settle(released)).used == [0]
+        assert await used(store) == {"a": 0, "b": 8}
+        await store.close()
+
+    asyncio.run(main())
 
 
 def test_a_password_where_there_is_none(redis_url: str) -> None:

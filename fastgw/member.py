@@ -196,6 +196,8 @@ class Member:
         self._answered = said["id"]
         self.ready = (bool(said["ready"][0]), str(said["ready"][1]))
         self.status = said["status"]
+        if self.state == "ready" and self.ready[1] == "draining":
+            self.state = "draining"  # somebody told the worker itself to end
         if said["accounts"] is not None:
             self.accounts = [AccountRow(*row) for row in said["accounts"]]
         self._owner.on_numbers(self, unpack(said["numbers"]))

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import orjson
 
 from fastgw import clock
+from fastgw.model import Standing
 from fastgw.policy.admission import Facts, make_rules
 from fastgw.policy.window import read_account_key, reset_seconds
 from fastgw.store import open_store
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     from fastgw.config.tables import Budget, Config
-    from fastgw.model import Standing
     from fastgw.policy.window import AccountName
 
 _COLUMNS = (
@@ -65,6 +65,22 @@ def budget_rows(
     return rows
 
 
+def standing_rows(
+    found: Mapping[str, Standing],
+    owed: Mapping[str, int],
+    budgets: Sequence[Budget],
+    now: float,
+) -> list[dict[str, Any]]:
+    """The rows of `budget_rows` for what a store `found` and what workers owe it, both by the key
+    of the account."""
+    merged = dict(found)
+    for key, amount in owed.items():
+        used, held = merged.get(key, (0, 0))
+        merged[key] = Standing(used + amount, held)
+    named = {name: each for key, each in merged.items() if (name := read_account_key(key))}
+    return budget_rows(named, budgets, now)
+
+
 async def read_budgets(config: Config) -> list[dict[str, Any]]:
     """The rows of `budget_rows`, read from the configured store. Raises StoreUnavailable."""
     store = open_store(config.store)
@@ -73,8 +89,7 @@ async def read_budgets(config: Config) -> list[dict[str, Any]]:
         found = await store.accounts()
     finally:
         await store.close()
-    named = {name: each for key, each in found.items() if (name := read_account_key(key))}
-    return budget_rows(named, config.budgets, clock.wall())
+    return standing_rows(found, {}, config.budgets, clock.wall())
 
 
 def rows_of_key(rows: Iterable[dict[str, Any]], config: Config, key: str) -> list[dict[str, Any]]:

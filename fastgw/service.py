@@ -122,10 +122,10 @@ class Service:
         else:
             self._serving()
         await stopping
-        if self._timer is not None:
-            self._timer.cancel()
         self._notifier.stopping(self._failed or "draining")
         await runner.stop()
+        if self._timer is not None:
+            self._timer.cancel()
         self._notifier.close()
         if self._failed:
             log.error("%s", self._failed)

@@ -30,16 +30,14 @@ from fastgw.admin.aggregate import (
     exposition,
     merge_accounts,
     sum_status,
+    worker_row,
 )
 from fastgw.admin.server import AdminServer, Views
-from fastgw.config.reload import take_up
 from fastgw.control import Reload, Start
 from fastgw.downstream import listener
 from fastgw.member import Member
 from fastgw.metrics import Metrics, Sample
-from fastgw.model import Standing
-from fastgw.policy.window import read_account_key
-from fastgw.reports import budget_rows
+from fastgw.reports import standing_rows
 from fastgw.store import open_store
 
 if TYPE_CHECKING:
@@ -63,7 +61,7 @@ ANSWER_WITHIN = 0.5
 """Seconds that a scrape waits for workers; of one that hangs, its last word counts."""
 LOST_AFTER = 10.0
 """Seconds of silence after which a worker does not count as ready."""
-RELOAD_WITHIN = 20.0
+RELOAD_WITHIN = 5.0
 END_MARGIN = 15.0
 """Seconds beyond `drain_timeout` that a worker may take to settle and end; then it is killed."""
 
@@ -129,21 +127,27 @@ class Supervisor:
         self._bound = tuple(map(listener.name_of, self._reserved))
 
     async def reload(self, config: Config) -> None:
-        """Hand `config` to every worker. Raises OSError if one could not use it."""
-        self.config, _ = take_up(self.config, config)
-        self._generation += 1
+        """Hand `config` to every worker. Raises OSError if one could not use it; then all have the
+        old one again."""
+        before = self.config
+        if failed := await self._distribute(config):
+            await self._distribute(before)
+            raise OSError("; ".join(failed))
         if self._admin is not None:
             self._admin.use_token(config.admin.token)
+
+    async def _distribute(self, config: Config) -> list[str]:
+        """Let all workers, and those to come, serve by `config`; what went wrong."""
+        self.config = config
+        self._generation += 1
         asked = [member for member in self._members if member.state == "ready"]
         for member in asked:
             self._hand_over(member)
-        failed = []
-        for member in asked:
-            error = await member.reloaded(self._generation, RELOAD_WITHIN)
-            if error:
-                failed.append(f"worker {member.number}: {error}")
-        if failed:
-            raise OSError("; ".join(failed))
+        errors = [
+            (member.number, await member.reloaded(self._generation, RELOAD_WITHIN))
+            for member in asked
+        ]
+        return [f"worker {number}: {error}" for number, error in errors if error]
 
     def _hand_over(self, member: Member) -> None:
         member.order(Reload(self._generation, self.config))
@@ -328,12 +332,7 @@ class Supervisor:
             "budgets": len(self.config.budgets),
             "restarts": self._restarts,
             "workers": [
-                {"number": member.number, "state": member.state, "pid": member.pid}
-                | {
-                    name: member.status[name]
-                    for name in ("uptime_seconds", "config", "connections", "exchanges")
-                    if name in member.status
-                }
+                worker_row(member.number, member.state, member.pid, member.status)
                 | ({"answered_seconds_ago": age(member.answered_at)} if member.status else {})
                 for member in self._members
             ],
@@ -344,12 +343,7 @@ class Supervisor:
         rows = merge_accounts(row for member in self._members for row in member.accounts)
         owed = {row.key: row.owed for row in rows if row.key}
         if self._store is None:
-            store = open_store(self.config.store)
-            await store.open()
-            self._store = store
+            self._store = open_store(self.config.store)
+        await self._store.open()
         found = await self._store.accounts()
-        for key, amount in owed.items():
-            used, held = found.get(key, (0, 0))
-            found[key] = Standing(used + amount, held)
-        names = {name: each for key, each in found.items() if (name := read_account_key(key))}
-        return budget_rows(names, self.config.budgets, clock.wall())
+        return standing_rows(found, owed, self.config.budgets, clock.wall())

@@ -12,13 +12,12 @@ import asyncio
 import logging
 import os
 import resource
-import socket
 from typing import TYPE_CHECKING, Any
 
 import fastgw
 from fastgw import clock, tasks
 from fastgw.access_log import AccessLog
-from fastgw.admin.aggregate import AccountRow, account_samples
+from fastgw.admin.aggregate import AccountRow, account_samples, worker_row
 from fastgw.admin.server import AdminServer, Views
 from fastgw.bookkeeping import open_book, settle_orphans
 from fastgw.downstream import listener
@@ -27,16 +26,15 @@ from fastgw.engine import Engine
 from fastgw.errors import StoreUnavailable
 from fastgw.flow_control import Spread, Sweeper
 from fastgw.metrics import Metrics, Sample
-from fastgw.model import Standing
 from fastgw.plan import Planner
-from fastgw.policy.window import read_account_key
 from fastgw.recorder import Recorder
-from fastgw.reports import budget_rows
+from fastgw.reports import standing_rows
 from fastgw.settlement import Settlement
 from fastgw.store import open_store
 from fastgw.upstream.pool import Pool
 
 if TYPE_CHECKING:
+    import socket
     import ssl
     from collections.abc import Callable, Iterable, Sequence
 
@@ -109,10 +107,7 @@ class Worker:
         """Open the store and listen. Raises OSError where an address cannot be had, and
         StoreUnavailable where the store cannot be used and `on_failure` is not local or open."""
         config = self.config
-        _want_files(
-            config.server.max_connections
-            + sum(upstream.max_connections for upstream in config.upstreams)
-        )
+        _want_files(config)
         sockets = list(self._given)
         try:
             if not sockets:
@@ -206,6 +201,7 @@ class Worker:
         assert engine is not None
         assert recorder is not None
         listener.tls_context(config.server)
+        _want_files(config)
         pools = {upstream.name: self._pool(config, upstream) for upstream in config.upstreams}
         planner = Planner(config, self._ledger, pools, old.generation + 1)
         access_log = self._access_log
@@ -329,7 +325,9 @@ class Worker:
         return self._metrics.changes()
 
     async def _status_alone(self) -> dict[str, Any]:
-        return self.status()
+        status = self.status()
+        state = "ready" if self._ready else "draining"
+        return status | {"restarts": 0, "workers": [worker_row(1, state, os.getpid(), status)]}
 
     def status(self) -> dict[str, Any]:
         """What /api/status shows of this worker."""
@@ -356,13 +354,9 @@ class Worker:
         }
 
     async def _budgets(self) -> list[dict[str, Any]]:
-        known = self.owed()
+        owed = self.owed()
         found = await self._store.accounts()
-        for key, amount in known.items():
-            used, held = found.get(key, (0, 0))
-            found[key] = Standing(used + amount, held)
-        names = {name: each for key, each in found.items() if (name := read_account_key(key))}
-        return budget_rows(names, self.config.budgets, clock.wall())
+        return standing_rows(found, owed, self.config.budgets, clock.wall())
 
     def _samples(self) -> Iterable[Sample]:
         yield Sample("downstream_connections", (), len(self._connections.all))
@@ -417,8 +411,10 @@ class Worker:
         }
 
 
-def _want_files(connections: int) -> None:
-    """Raise the limit of open files to what so many connections need, as far as it may go."""
+def _want_files(config: Config) -> None:
+    """Raise the limit of open files to what all connections need, as far as it may go."""
+    connections = config.server.max_connections
+    connections += sum(upstream.max_connections for upstream in config.upstreams)
     needed = connections + FILES_OF_OUR_OWN
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if hard == resource.RLIM_INFINITY or hard >= needed:

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from fastgw.exposition import Merge, Numbers
     from fastgw.metrics import Metrics
 
-_RULES: dict[str, Merge] = {"store_up": min, "build_info": max}
+_RULES: dict[str, Merge] = {"store_up": min, "journal_up": min, "build_info": max}
 """Of other gauges the sum is shown."""
 
 
@@ -192,6 +192,14 @@ def sum_status(parts: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
             elif isinstance(value, int | float):
                 found[name] = have + value
     return found
+
+
+def worker_row(number: int, state: str, pid: int, status: Mapping[str, Any]) -> dict[str, Any]:
+    """A worker in the list of /api/status; `status` is its own."""
+    shown = ("uptime_seconds", "config", "connections", "exchanges")
+    return {"number": number, "state": state, "pid": pid} | {
+        name: status[name] for name in shown if name in status
+    }
 
 
 def age(since: float) -> float:

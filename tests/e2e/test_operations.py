@@ -215,6 +215,7 @@ def test_status_shows_what_runs(start: StartGateway) -> None:
     assert status["listen"] == [f"127.0.0.1:{gateway.port}"]
     assert status["exchanges"] == 0
     assert status["upstreams"]["stub"]["idle"] == 1
-    assert status["store"] == {"url": "sqlite", "up": True, "debits_pending": 0}
+    store = status["store"]
+    assert (store["url"], store["up"], store["debits_pending"]) == ("sqlite", True, 0)
     assert (status["keys"], status["budgets"]) == (2, 1)
     assert len(status["config"]) == 64

@@ -87,7 +87,7 @@ def test_keys_and_budgets_change_under_a_running_stream(start: StartGateway, ser
     wait_for(lambda: chat(gateway, CAROL)[0] == 429, "the new limit")
     status = gateway.api("/api/status")
     assert status["config"] != digest
-    assert {worker["config"] for worker in status.get("workers", [])} <= {status["config"]}
+    assert {worker["config"] for worker in status["workers"]} == {status["config"]}
     limits = samples(gateway, "budget_limit")
     assert limits[frozenset({("budget", "per-user-daily"), ("account", "alice")})] == 130
     assert samples(gateway, "config_reload_success") == {frozenset(): 1}
@@ -236,6 +236,26 @@ def test_a_worker_that_is_replaced_serves_by_the_new_configuration(start: StartG
     for _ in range(6):
         assert chat(gateway, CAROL)[0] == 200
         assert chat(gateway, ALICE)[0] == 401
+
+
+@pytest.mark.slow
+def test_a_worker_that_hangs_makes_a_reload_fail_for_all(start: StartGateway) -> None:
+    gateway = start(server="workers = 2", budgets=ROOMY)
+    digest = gateway.api("/api/status")["config"]
+    victim = workers(gateway)[0]["pid"]
+    os.kill(victim, signal.SIGSTOP)
+    try:
+        change(gateway, (ALICE, CAROL))
+        hup(gateway, "failure")
+    finally:
+        os.kill(victim, signal.SIGCONT)
+    assert "worker 1: does not answer; the old configuration stays" in gateway.log.read_text()
+    wait_for(
+        lambda: {worker["config"] for worker in workers(gateway)} == {digest}, "one configuration"
+    )
+    for _ in range(6):
+        assert chat(gateway, ALICE)[0] == 200
+        assert chat(gateway, CAROL)[0] == 401
 
 
 def test_many_reloads_in_a_row_under_load_refuse_nobody(start: StartGateway) -> None:

@@ -125,6 +125,22 @@ def test_a_killed_worker_is_replaced_and_no_sum_goes_backwards(four: Gateway) ->
     assert samples(four, "workers")[frozenset({("state", "ready")})] == 4
 
 
+def test_budgets_are_shown_while_a_worker_is_gone(four: Gateway) -> None:
+    send(four, 40)
+    settled(four)
+    pids = [worker["pid"] for worker in workers(four)]
+    os.kill(pids[0], signal.SIGSTOP)
+    os.kill(pids[1], signal.SIGKILL)
+    try:
+        rows = {row["account"]["user_id"]: row["used"] for row in four.api("/api/budgets")}
+        assert rows == {"alice": 100, "bob": 100}
+        assert total(four, "requests_total") == 40
+        assert request(four.admin_port, "GET", "/healthz/ready")[0] == 200
+    finally:
+        os.kill(pids[0], signal.SIGCONT)
+    four.wait_until_ready()
+
+
 def test_a_limit_holds_over_all_workers(start: StartGateway) -> None:
     gateway = start(
         server="workers = 3",

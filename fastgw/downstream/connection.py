@@ -284,6 +284,8 @@ class DownstreamConnection(asyncio.Protocol):
         if state in _TAKING:
             if self._mark and self.transport.get_write_buffer_size() < self._mark:
                 self.expires = 0.0  # it takes some: slow, not stuck
+            elif self._mark:
+                self._reset()  # what is left may end with the connection: no FIN after a part of it
             else:
                 self.transport.abort()
         elif state == "head":
@@ -561,7 +563,7 @@ class DownstreamConnection(asyncio.Protocol):
         exchange, self._exchange = self._exchange, None
         if exchange is not None:
             exchange.on_disconnect("shutdown")
-        self.transport.abort()
+        self._reset()
 
     def __repr__(self) -> str:
         return f"<DownstreamConnection {self._state} {self.address}>"

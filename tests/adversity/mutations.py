@@ -24,6 +24,8 @@ ROOT = Path(__file__).resolve().parents[2]
 COPIED = ("fastgw", "tests", "bench", "pyproject.toml")
 REQUESTS = "tests/adversity/test_request_cases.py"
 RESPONSES = "tests/adversity/test_response_cases.py"
+TIMES = "tests/adversity/test_timeouts.py"
+TLS = "tests/adversity/test_tls.py"
 PARSERS = "tests/http1"
 AT_ONCE = 2
 LIMIT = 300.0
@@ -39,7 +41,9 @@ class Mutant(NamedTuple):
     tests: tuple[str, ...]
 
 
-CONTROL = Mutant("(nothing removed)", "__init__.py", "", "", (PARSERS, REQUESTS, RESPONSES))
+CONTROL = Mutant(
+    "(nothing removed)", "__init__.py", "", "", (PARSERS, REQUESTS, RESPONSES, TIMES, TLS)
+)
 MUTANTS = [
     Mutant(
         "Host is required on 1.1",
@@ -60,7 +64,7 @@ MUTANTS = [
         "http1/request.py",
         "            if lower in seen:",
         "            if False:",
-        (PARSERS,),
+        (f"{PARSERS}/test_request.py",),
     ),
     Mutant(
         "no Transfer-Encoding on 1.0",
@@ -102,6 +106,34 @@ MUTANTS = [
         "downstream/connection.py",
         '            self._state = "lingering"\n',
         '            self._state = "idle"\n',
+        (f"{REQUESTS}::test_after_a_refusal_nothing_is_a_request",),
+    ),
+    Mutant(
+        "bytes of a head give it no more time",
+        "downstream/connection.py",
+        '                if self._state != "head":\n',
+        "                if True:\n",
+        (f"{TIMES}::test_a_head_that_trickles_gets_no_more_time",),
+    ),
+    Mutant(
+        "a byte now and then is no upload",
+        "downstream/connection.py",
+        "self._body - self._mark >= BODY_PROGRESS",
+        "self._body > self._mark",
+        (f"{TIMES}::test_half_a_body",),
+    ),
+    Mutant(
+        "who takes nothing sees no sound end",
+        "downstream/connection.py",
+        "                self._reset()  # what is left",
+        "                self.transport.abort()  # what is left",
+        (f"{TIMES}::test_who_takes_nothing_of_its_answer_is_cut_off",),
+    ),
+    Mutant(
+        "an answer before the end of a body is the last",
+        "downstream/connection.py",
+        'return self._connections.draining or self._state == "body"',
+        "return self._connections.draining",
         (REQUESTS,),
     ),
     Mutant(
@@ -109,6 +141,76 @@ MUTANTS = [
         "upstream/connection.py",
         "            if length < size and not head.bodyless:",
         "            if False:",
+        (RESPONSES,),
+    ),
+    Mutant(
+        "no bytes from a provider that was not asked",
+        "upstream/connection.py",
+        "            self.close()  # nobody asked: never to be taken for an answer\n",
+        "",
+        (RESPONSES,),
+    ),
+    Mutant(
+        "who still owes an upload is not kept",
+        "upstream/connection.py",
+        "if clean and self._whole and head",
+        "if clean and head",
+        (REQUESTS,),
+    ),
+    Mutant(
+        "over TLS an end is told, or it is none",
+        "upstream/connection.py",
+        "if until_close and self._ended and exc is None:",
+        "if until_close and exc is None:",
+        (TLS,),
+    ),
+    Mutant(
+        "the name in a provider's certificate",
+        "upstream/pool.py",
+        "            self._tls.minimum_version = ssl.TLSVersion.TLSv1_2\n",
+        "            self._tls.check_hostname = False\n",
+        (TLS,),
+    ),
+    Mutant(
+        "extensions and trailers are bounded",
+        "http1/body.py",
+        "            if self._extras > MAX_EXTRAS:",
+        "            if False:",
+        (REQUESTS,),
+    ),
+    Mutant(
+        "no coding in an answer of 1.0",
+        "http1/response.py",
+        '            if first[1] == b"0":',
+        "            if False:",
+        (RESPONSES,),
+    ),
+    Mutant(
+        "a path is decoded once",
+        "policy/routing.py",
+        '_REFUSED_ESCAPES = frozenset(b"/\\\\.%;',
+        '_REFUSED_ESCAPES = frozenset(b"/\\\\.;',
+        (REQUESTS,),
+    ),
+    Mutant(
+        "no dot segments",
+        "policy/routing.py",
+        '        if segment in (b".", b".."):',
+        "        if False:",
+        (REQUESTS,),
+    ),
+    Mutant(
+        "a POST is not sent twice",
+        "exchange.py",
+        '                and self.request.method in (b"GET", b"HEAD")\n',
+        "",
+        (RESPONSES,),
+    ),
+    Mutant(
+        "a list that cannot be read is not shown",
+        "relay.py",
+        "        if self._head.encoding or self._size > MAX_EDITED:",
+        "        if self._size > MAX_EDITED:",
         (RESPONSES,),
     ),
 ]

@@ -217,6 +217,7 @@ for path in (
     *(b"/openai//models", b"//openai/models", b"//other/openai/models", b"/openai/models//"),
     *(b"/openai/%2e%2e/models", b"/openai/%2E./models", b"/openai/.%2e/models"),
     *(b"/openai/%252e%252e/models", b"/openai%2fmodels", b"/openai/a%2Fb", b"/openai/a%5cb"),
+    *(b"/openai/a%2eb", b"/openai/a%25b"),
     *(b"/openai/a\\b", b"/openai/..\\models", b"/openai/a%00b", b"/openai/a%0d%0ab"),
     *(b"/openai/a%0Ab", b"/openai/a%7fb", b"/openai/a%zz", b"/openai/a%4", b"/openai/a%"),
     *(b'/openai/a"b', b"/openai/a<b>", b"/openai/a{b}", b"/openai/a|b", b"/openai/a^b"),

@@ -9,6 +9,7 @@ import orjson
 import pytest
 
 from fastgw import clock
+from fastgw.audit.findings import UNLOGGED
 from tests.adversity import chaos
 from tests.adversity.chaos_clients import Seen
 
@@ -69,3 +70,28 @@ def test_a_refusal_is_false_where_all_that_was_asked_for_would_not_have_filled(
     assert [each[1] for each in chaos.false_refusals(seen, house)] == ["small1", "big0"]
     house.small = 39
     assert len(chaos.false_refusals(seen, house)) == 3
+
+
+def test_who_has_an_answer_whole_must_have_been_charged() -> None:
+    told = {"reported": True, "input_tokens": 10, "output_tokens": 9}
+    untold = told | {"reported": False}
+    unlogged = [
+        {"request_id": number, "key": key, "provider": provider}
+        for number, key, provider in (
+            ("a", "big0", told),
+            ("b", "big0", told),
+            ("c", "big0", untold),
+            ("d", "small0", told),
+        )
+    ]
+
+    def short(used: int) -> dict[str, int]:
+        rows = [
+            {"budget": "big", "account": "big0", "provider": 100, "used": used},
+            {"budget": "small", "account": "small0", "provider": 7, "used": 7},
+        ]
+        books = {"exchanges": {UNLOGGED: unlogged}, "accounts": rows}
+        return chaos._shortfall(books, {"a", "c"})
+
+    assert short(119) == {}
+    assert short(118) == {"big0": 1}

@@ -166,6 +166,49 @@ def test_no_invitation_for_the_body_of_a_refused_request(
     assert not stage.seen("hidden")
 
 
+PART = sized(body=b" " * 5000)[:-4000]
+REFUSED = {
+    "no Host": (head(host=b""), 400),
+    "bare LF": (head(b"X: a\nb"), 400),
+    "length and coding": (sized(b"Transfer-Encoding: chunked"), 400),
+    "two lengths": (sized(b"Content-Length: 0"), 400),
+    "unknown coding": (head(b"Transfer-Encoding: gzip"), 501),
+    "two Authorizations": (head(KEY), 400),
+    "CONNECT": (head(line=b"CONNECT gateway:443 HTTP/1.1"), 501),
+    "version": (head(line=b"GET /openai/models HTTP/1.2"), 505),
+    "long target": (head(line=b"GET /" + b"x" * 17_000 + b" HTTP/1.1"), 414),
+    "large head": (head(b"X: " + b"y" * 70_000), 431),
+    "large body": (head(b"Content-Length: 1048577"), 413),
+    "bad chunk": (chunked(b"zz\r\n"), 400),
+    "bad chunk of an upload": (chunked(b"1\r\nab\r\n", path=b"/openai/files"), 400),
+    "Expect": (sized(b"Expect: x"), 417),
+    "no key, half a body": (PART.replace(KEY + b"\r\n", b""), 401),
+    "no route, half a body": (PART.replace(b"/openai/", b"/nowhere/"), 404),
+    "no request at all": (b"\x16\x03\x01\x02\x00", 400),
+}
+
+
+@pytest.mark.parametrize("when", ["at once", "later", "much later"])
+@pytest.mark.parametrize("what", REFUSED)
+def test_after_a_refusal_nothing_is_a_request(stage: Stage, what: str, when: str) -> None:
+    """A sound request behind one that was refused with a close: whoever wrote it may have meant it
+    as a part of the first. It gets no answer and never reaches the provider."""
+    data, status = REFUSED[what]
+    hidden = fill(head() + sized(), name := stage.name("hidden"))
+    with stage.client() as client:
+        client.send(fill(data, stage.name("case")) + (hidden if when == "at once" else b""))
+        if when == "later":
+            client.send(hidden)
+        answer = client.answer(b"POST")
+        assert (answer.status, answer.complete, answer.closes) == (status, True, True)
+        client.send(hidden)
+        assert client.rest() == b""  # the end of the answers was said, and nothing came after it
+        client.send(hidden)
+        stage.good_elsewhere()  # by now it would be there
+    stage.good_elsewhere()
+    assert stage.seen(name) == []
+
+
 @pytest.mark.parametrize("framing", ["length", "chunked"])
 def test_an_early_answer_reaches_the_client_and_ends_the_connection(
     stage: Stage, framing: str

@@ -91,6 +91,28 @@ def test_refuses_what_two_parsers_could_read_differently(
         read_request_head(raw, 100)
 
 
+ONCE = (
+    b"Host", b"Content-Length", b"Transfer-Encoding", b"Content-Type", b"Content-Encoding",
+    b"Authorization", b"Expect",
+)  # fmt: skip
+SOUND = {
+    b"Host": b"a", b"Content-Length": b"1", b"Transfer-Encoding": b"chunked",
+    b"Expect": b"100-continue",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ONCE)
+@pytest.mark.parametrize("between", [(), (b"X: y",)], ids=["beside", "apart"])
+def test_a_field_that_counts_comes_once(name: bytes, between: tuple[bytes, ...]) -> None:
+    """Also where both say the same: which of them counts is not ours to choose."""
+    field = name + b": " + SOUND.get(name, b"a/b")
+    host = b"" if name == b"Host" else b"Host: a"
+    assert read_request_head(head(field, host=host), 100)
+    for other in (field, field.upper(), name.lower() + b": " + SOUND.get(name, b"c/d")):
+        with pytest.raises(errors.BadRequest):
+            read_request_head(head(field, *between, other, host=host), 100)
+
+
 def test_absolute_form_must_agree_with_host() -> None:
     request, _ = read_request_head(head(line=b"GET http://A/x?q=1 HTTP/1.1"), 100)
     assert (request.path, request.query) == (b"/x", b"q=1")

@@ -227,6 +227,7 @@ def _connection(url: RedisUrl, address: Address) -> Connection:
         socket_connect_timeout=None,
         retry=Retry(NoBackoff(), 0),
         health_check_interval=0,
+        socket_keepalive=True,
         decode_responses=True,
         protocol=2,
     )
@@ -407,6 +408,7 @@ _PHRASES = {
     "CERTIFICATE_VERIFY_FAILED": "the server's certificate is not trusted, see ssl_ca_certs",
     "No such file": "a file that the URL names cannot be read",
     " connecting to ": "cannot connect",
+    "Timeout reading": "the connection broke",
 }
 
 

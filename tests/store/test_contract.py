@@ -21,22 +21,28 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from fastgw.store.base import Store
+    from tests.redis_server import RedisCluster
 
     OpenStore = Callable[[], Store]
 
 LATER = int(clock.wall()) + 3600
 
 
-@pytest.fixture(params=["memory", "sqlite", "redis"])
+@pytest.fixture(params=["memory", "sqlite", "redis", "cluster"])
 def new_store(
-    request: pytest.FixtureRequest, tmp_path: Path, redis_url: str, redis_prefix: str
+    request: pytest.FixtureRequest,
+    tmp_path: Path,
+    redis_url: str,
+    redis_cluster: RedisCluster,
+    redis_prefix: str,
 ) -> OpenStore:
     """Opens the store of this test; where it is shared, a second call opens the same counts."""
     if request.param == "memory":
         return MemoryStore
     if request.param == "sqlite":
         return lambda: SqliteStore(str(tmp_path / "budgets.db"), 5.0)
-    return lambda: RedisStore(redis_url, redis_prefix, 5.0)
+    url = redis_cluster.url if request.param == "cluster" else redis_url
+    return lambda: RedisStore(url, redis_prefix, 5.0)
 
 
 def batch(

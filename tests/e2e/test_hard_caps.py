@@ -216,6 +216,32 @@ def test_a_hard_cap_over_workers_and_hosts(
     assert sampler.highest_promised <= 10_000
 
 
+def test_without_a_hard_cap_the_overshoot_is_what_ran_and_what_others_had_not_heard_of(
+    redis_server: RedisServer, start: StartGateway
+) -> None:
+    options = {
+        "store": redis_server.url,
+        "budgets": CAP.format(limit=10_000, more="").replace('"reserve"', '"post"'),
+        "server": "workers = 2",
+    }
+    one, two = start(**options), start(**options)
+    body = {"max_tokens": 97, "stub": "prompt=3;completion=97;first=0.05"}
+
+    def until_refused(gateway: Gateway) -> int:
+        served = 0
+        while chat(gateway, ALICE, **body)[0] == 200:
+            served += 1
+        return served
+
+    with ThreadPoolExecutor(8) as pool:
+        served = sum(pool.map(until_refused, [one, two] * 4))
+    used = drained(one)["used"]
+    assert used == 100 * served
+    # Of 8 clients one request each runs at the crossing; for max_staleness (0.1 s) others may not
+    # know of it, and a request takes 0.05 s at least: two more each.
+    assert 10_000 <= used <= 10_000 + 8 * 3 * 100
+
+
 def test_the_hold_of_a_worker_that_was_killed_is_free_again(
     redis_server: RedisServer, start: StartGateway
 ) -> None:

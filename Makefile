@@ -39,11 +39,11 @@ micro: .venv/installed-test
 	touch $@
 
 .venv/installed-test: pyproject.toml | .venv/bin/python
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test,tokenizers]'
 	touch .venv/installed $@
 
 .venv/installed-bench: pyproject.toml | .venv/bin/python
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test,bench]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test,tokenizers,bench]'
 	touch .venv/installed .venv/installed-test $@
 
 clean:

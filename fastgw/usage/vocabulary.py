@@ -1,0 +1,128 @@
+"""Which vocabulary a model writes in, and the tokenizers that are in memory.
+
+Vocabularies come from the optional package splintr-rs; without it nothing is loaded and tokens are
+counted by bytes. Loading one takes some 200 ms of CPU and 30 MB, so it happens in `warm` alone,
+before a process serves: a model whose vocabulary is not in memory is counted by o200k, which is a
+few percent off.
+"""
+
+from __future__ import annotations
+
+import re
+from functools import lru_cache
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+DEFAULT = "o200k_base"
+"""The vocabulary of models that we do not know."""
+
+MOST_LOADED = 3
+"""Vocabularies that are loaded at most: start-up stays below a second, a worker below 100 MB more.
+docs/counting.md has the errors of doing without."""
+
+CLEAR_AFTER = 4 * 1024 * 1024
+"""Characters after which the tokenizer's cache of words is emptied. It is bounded by the number of
+words and not by their size: 3 bytes for each byte of a text without blanks."""
+
+_FIRST = "Warm: zxqvbnmlkj QWXZpfgh7 漢字仮名 Ünïcödé\n\n\t😀"
+"""Words that are no tokens, so that the tables which are built at the first such word are there."""
+
+
+class Family(NamedTuple):
+    """How models of one maker count. `factor`: their tokens for a thousand of `vocabulary`;
+    `call`: tokens of a tool call that are not in its text."""
+
+    vocabulary: str
+    factor: int = 1000
+    call: int = 0
+
+
+_OPENAI = Family(DEFAULT, call=10)
+_OPENAI_OLD = Family("cl100k_base", call=10)
+_CLAUDE = Family(DEFAULT, 1170, call=45)
+_UNKNOWN = Family(DEFAULT)
+
+_FAMILIES = [
+    (re.compile(pattern), family)
+    for pattern, family in (
+        (r"claude", _CLAUDE),
+        (r"gpt-oss|gpt-?4o|gpt-?4[.-][1-9]\b|gpt-?[5-9]", _OPENAI),
+        (r"gpt-?4|gpt-?3|text-embedding|davinci|babbage", _OPENAI_OLD),
+        (r"(?:^|[/:])o[1-9](?:-|$)|chatgpt|codex", _OPENAI),
+        (r"llama", Family("llama3")),
+        (r"qwen|qwq|qvq", Family("qwen3")),
+        (r"deepseek", Family("deepseek_v3")),
+        (r"mistral|mixtral|ministral|magistral|codestral|devstral|pixtral", Family("mistral_v3")),
+        (r"glm", Family("glm4")),
+        (r"kimi|moonshot", Family("kimi_k2")),
+    )
+]
+
+
+@lru_cache(maxsize=1024)
+def family_of(model: str) -> Family:
+    """The family of a model by its name: dated, fine-tuned or prefixed by a maker or region."""
+    name = model[:200].lower()
+    for pattern, family in _FAMILIES:
+        if pattern.search(name) is not None:
+            return family
+    return _UNKNOWN
+
+
+class Encoder(Protocol):
+    """What we use of a tokenizer."""
+
+    def encode_ordinary(self, text: str, /) -> list[int]:
+        """The tokens of a text; what looks like a special token is text as well."""
+
+    def clear_cache(self) -> None:
+        """Forget the words that were met."""
+
+
+class Vocabulary:
+    """A tokenizer in memory. It holds the interpreter as it works, so texts come in slices."""
+
+    __slots__ = ("_encode", "_encoder", "_fed", "name")
+
+    def __init__(self, name: str, encoder: Encoder) -> None:
+        self.name = name
+        self._encoder = encoder
+        self._encode = encoder.encode_ordinary
+        self._fed = 0
+
+    def count(self, text: str) -> int:
+        """Tokens of a text, exactly."""
+        self._fed += len(text)
+        if self._fed > CLEAR_AFTER:
+            self._encoder.clear_cache()
+            self._fed = 0
+        try:
+            return len(self._encode(text))
+        except UnicodeEncodeError:  # lone surrogates; pairs that came in two are made whole
+            pairs = text.encode("utf-16", "surrogatepass")
+            return len(self._encode(pairs.decode("utf-16", "replace")))
+
+
+_loaded: dict[str, Vocabulary] = {}
+
+
+def warm(models: Iterable[str] = ()) -> tuple[str, ...]:
+    """Load the vocabularies of these models, o200k first, MOST_LOADED at most; what is loaded stays
+    loaded. Returns the names of all in memory: none where the package is not installed."""
+    try:
+        from splintr import Tokenizer
+    except ImportError:
+        return ()
+    for name in dict.fromkeys((DEFAULT, *(family_of(model).vocabulary for model in models))):
+        if name not in _loaded and len(_loaded) < MOST_LOADED:
+            encoder: Encoder = Tokenizer.from_pretrained(name)
+            encoder.encode_ordinary(_FIRST)
+            _loaded[name] = Vocabulary(name, encoder)
+    return tuple(_loaded)
+
+
+def loaded(family: Family) -> Vocabulary | None:
+    """The vocabulary in memory that comes closest to this family's; None where there is none."""
+    return _loaded.get(family.vocabulary) or _loaded.get(DEFAULT)

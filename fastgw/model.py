@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from typing import Literal, NamedTuple
 
-Unit = Literal["tokens", "input_tokens", "output_tokens", "requests", "parallel"]
-"""What a budget counts; `parallel` is requests that run at one time."""
+Unit = Literal["tokens", "input_tokens", "output_tokens", "requests", "usd", "parallel"]
+"""What a budget counts; `usd` in nano-USD, `parallel` is requests that run at one time."""
 
 UsageSource = Literal["reported", "counted", "none"]
 """Who said what an exchange cost: the provider, fastgw's own count, or nobody (not metered)."""
@@ -19,7 +19,8 @@ class Usage(NamedTuple):
     """Tokens of one exchange in the normal form, whatever dialect reported them.
 
     `input_tokens` includes cached and cache-write tokens; `output_tokens` includes reasoning.
-    All values are LLM tokens, never negative.
+    All values are LLM tokens, never negative. `cost` is in nano-USD, and filled in only where a
+    budget in usd applies (see usage/pricing).
     """
 
     input_tokens: int = 0
@@ -28,6 +29,7 @@ class Usage(NamedTuple):
     cache_write_tokens: int = 0
     reasoning_tokens: int = 0
     source: UsageSource = "none"
+    cost: int = 0
 
     @property
     def total_tokens(self) -> int:
@@ -68,6 +70,7 @@ class Claim(NamedTuple):
     floor: int
     need: int
     spare: int
+    least: int = 0
 
 
 class Batch(NamedTuple):

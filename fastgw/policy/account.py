@@ -1,6 +1,6 @@
 """What is counted: a limit, an account of it, its count in one window, what an exchange has of it.
 
-Amounts are integers in the limit's unit. The ledger (policy/ledger) is the only one that changes
+Amounts are integers in the limit's unit, dollars in nano-USD. The ledger (policy/ledger) is the only one that changes
 them.
 """
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 from weakref import WeakValueDictionary
 
+from fastgw import money
 from fastgw.policy.window import GRACE, AccountName, Window, account_key
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ class Limit:
         "name",
         "refusals",
         "reserves",
+        "scale",
         "shadow",
         "unit",
         "wait",
@@ -57,7 +59,9 @@ class Limit:
         self.name = name
         self.unit = unit
         self.amount = amount
-        self.fields = b"x-ratelimit-limit: %d\r\nx-ratelimit-remaining: " % amount
+        self.scale = money.MICRO if unit == "usd" else 1
+        fields = b"x-ratelimit-limit: %d\r\nx-ratelimit-remaining: " % self.shown(amount)
+        self.fields = b"x-ratelimit-unit: micro-usd\r\n" + fields if unit == "usd" else fields
         self.window = window
         self.shadow = shadow
         self.warn_at = warn_at
@@ -76,6 +80,8 @@ class Limit:
             return usage.input_tokens
         if unit == "output_tokens":
             return usage.output_tokens
+        if unit == "usd":
+            return usage.cost
         return 0  # requests: debited as they are admitted; parallel: held only
 
     def claim(self, estimate: Usage) -> int:
@@ -85,6 +91,15 @@ class Limit:
             return 1
         cost = self.cost(estimate)
         return cost if self.clamps else min(cost, self.amount)
+
+    def shown(self, number: int) -> int:
+        """An amount as x-ratelimit-* show it: in the unit, dollars in micro-USD rounded up, so that
+        0 means none."""
+        return -(-number // self.scale)
+
+    def words(self, number: int) -> str:
+        """An amount for people: "19 tokens", "$0.0125"."""
+        return money.amount(number, self.unit)
 
 
 class Count:
@@ -105,6 +120,7 @@ class Count:
         "hold",
         "key",
         "known_at",
+        "least",
         "limit",
         "need",
         "others",
@@ -134,6 +150,7 @@ class Count:
         self.held = 0
         self.others = 0
         self.need = 0  # of requests that wait for the next batch
+        self.least = 0  # the smallest of them
         self.step = 0  # the last claim of a request
         self.active = False  # a request claimed since the last refresh
 

@@ -260,6 +260,7 @@ class Ledger:
             if limit.reserves and not limit.shadow:
                 claim = limit.claim(estimate)
                 count.need += claim
+                count.least = min(count.least, claim) if count.least else claim
                 self._hold(count, claim)
                 if not count.queued:
                     self._enqueue(count)
@@ -413,10 +414,13 @@ class Ledger:
     def _claim(self, count: Count, line: int) -> Claim:
         """What to ask for. What is sent leaves the hold, and of the rest only that is kept which is
         promised, waited for or wanted as a slice."""
-        need, count.need = count.need, 0
+        need, least = count.need, count.least
+        count.need = count.least = 0
         left = max(0, count.hold - count.sent - count.held)
         ahead = count.slice()
         kept = min(left, need + ahead)
+        if kept < (least or count.step):
+            kept = 0  # too little for a request; elsewhere it may be what lacks
         count.hold = count.held + kept
         limit = count.limit
         return Claim(
@@ -425,6 +429,7 @@ class Ledger:
             count.hold,
             max(0, need - kept),
             max(0, ahead - max(0, kept - need)),
+            least if kept < least else 0,
         )
 
     def settled(self, answer: Settled, asked_at: float) -> list[str]:

@@ -8,7 +8,7 @@ from fastgw.errors import BudgetExceeded
 from fastgw.policy.window import FAR
 
 if TYPE_CHECKING:
-    from fastgw.policy.account import Account
+    from fastgw.policy.account import Account, Limit
 
 LONG = 60
 """Seconds to the reset past which an SDK is told not to wait: several sleep for all of it."""
@@ -34,7 +34,7 @@ def limit_fields(accounts: tuple[Account, ...], now: float) -> bytes:
         return b""
     return b"%b%d\r\nx-ratelimit-reset: %d\r\n" % (
         tightest.limit.fields,
-        tightest.remaining,
+        tightest.limit.shown(tightest.remaining),
         _reset(tightest, now),
     )
 
@@ -44,16 +44,28 @@ def _reset(account: Account, now: float) -> int:
     return max(0, account.end - int(now)) if account.end < FAR else 0
 
 
+def _state(account: Account) -> str:
+    """19 of 100 tokens, held 0; $0.0125 of $5.00, held $0.00."""
+    limit, used, held = account.limit, account.count.spent, account.held
+    if limit.unit == "usd":
+        return f"{limit.words(used)} of {limit.words(limit.amount)}, held {limit.words(held)}"
+    return f"{used} of {limit.words(limit.amount)}, held {held}"
+
+
+def _unit(limit: Limit) -> tuple[tuple[str, str], ...]:
+    return (("x-ratelimit-unit", "micro-usd"),) if limit.unit == "usd" else ()
+
+
 def _no_room(account: Account, who: str, now: float) -> BudgetExceeded:
     """Running requests hold what is left: they may give it back at any time."""
     limit = account.limit
-    what = "requests at one time" if limit.unit == "parallel" else limit.unit.replace("_", " ")
     return BudgetExceeded(
-        f"rate limit exceeded: budget '{limit.name}'{who} has used {account.count.spent} of "
-        f"{limit.amount} {what}, held {account.held}; what is left is held by running requests",
+        f"rate limit exceeded: budget '{limit.name}'{who} has used {_state(account)}; "
+        "what is left is held by running requests",
         (
-            ("x-ratelimit-limit", str(limit.amount)),
-            ("x-ratelimit-remaining", str(account.remaining)),
+            *_unit(limit),
+            ("x-ratelimit-limit", str(limit.shown(limit.amount))),
+            ("x-ratelimit-remaining", str(limit.shown(account.remaining))),
             ("x-ratelimit-reset", str(_reset(account, now))),
             ("retry-after", "1"),
         ),
@@ -68,7 +80,8 @@ def exceeded(account: Account, now: float) -> BudgetExceeded:
         return _no_room(account, who, now)
     reset = max(1, int(account.end - now) + 1)
     headers = [
-        ("x-ratelimit-limit", str(limit.amount)),
+        *_unit(limit),
+        ("x-ratelimit-limit", str(limit.shown(limit.amount))),
         ("x-ratelimit-remaining", "0"),
         ("x-ratelimit-reset", str(reset)),
         ("retry-after", str(reset)),
@@ -76,8 +89,7 @@ def exceeded(account: Account, now: float) -> BudgetExceeded:
     if reset > LONG:
         headers.append(("x-should-retry", "false"))
     return BudgetExceeded(
-        f"rate limit exceeded: budget '{limit.name}'{who} has used {account.count.spent} of "
-        f"{limit.amount} {limit.unit.replace('_', ' ')}, held {account.held}; it resets in "
-        f"{reset} s",
+        f"rate limit exceeded: budget '{limit.name}'{who} has used {_state(account)}; "
+        f"it resets in {reset} s",
         tuple(headers),
     )

@@ -57,4 +57,6 @@ def granted(claim: Claim, free: int) -> int:
     if free <= 0:
         return claim.floor
     needed = min(claim.need, free)
+    if needed < claim.least:
+        needed = 0
     return claim.floor + needed + min(claim.spare, (free - needed) // SPARE_SHARE)

@@ -109,6 +109,26 @@ def test_promises_of_several_workers_never_pass_the_limit() -> None:
     assert workers[3].admit(30)
 
 
+def test_what_is_left_does_not_lie_in_parts_too_small_for_any() -> None:
+    store = MemoryStore()
+    workers = [Worker(name, store, capped(1000)) for name in "abcdefgh"]
+    admitted = 0
+    while any([worker.admit(70) for worker in workers]):
+        pass
+    admitted = sum(len(worker.running) for worker in workers)
+    assert admitted == 14  # 980 of 1000
+    for worker in workers:
+        while worker.running:
+            worker.finish(70)
+    for _ in range(3):
+        for worker in workers:
+            worker.ledger.ask((worker.account,), Usage(70, 0))
+            worker.settle()
+    # All wait for 70, and 20 are left: nobody sits on a part of them.
+    assert standing(store) == (980, 0)
+    assert workers[3].admit(20)
+
+
 def test_a_request_may_cost_more_than_the_limit_allows_and_is_promised_all_of_it() -> None:
     worker = Worker("w", MemoryStore(), capped(100))
     assert worker.admit(5000)  # an estimate is an upper bound: never above the limit

@@ -264,6 +264,18 @@ def test_a_need_is_granted_as_far_as_it_goes(new_store: OpenStore) -> None:
     assert held == {"a": 100}
 
 
+def test_less_than_one_request_needs_is_not_granted(new_store: OpenStore) -> None:
+    line = (Debit("a", 0, LATER),)
+    answers, held = settle(
+        new_store,
+        claim(1, need=60),
+        Batch("w2", 1, line, (Claim(0, 100, 0, 100, 0, 50),), 60),
+        Batch("w3", 1, line, (Claim(0, 100, 0, 100, 0, 40),), 60),
+    )
+    assert [each.holds for each in answers] == [[(0, 60)], [(60, 0)], [(60, 40)]]
+    assert held == {"a": 100}
+
+
 def test_a_debit_and_the_hold_it_uses_up_change_in_one_step(new_store: OpenStore) -> None:
     answers, held = settle(
         new_store,

@@ -9,7 +9,7 @@
 -- ARGV[4]   one part in so many of what is free may be held ahead of need
 -- then for each key four: amount, expiry, the last sequence that we acknowledged to the writer on
 --           this account, and what `used` was then: if the account forgot, that is put back first
--- then for each claim five: index of its key, limit, floor, need, spare (see fastgw/model.py)
+-- then for each claim six: index of its key, limit, floor, need, spare, least (see fastgw/model.py)
 --
 -- Returns a flat list: for each key `used` as a string (a number above 2^53 would lose digits in
 -- Lua), or `error` for a key that is no such hash or a sum that overflows: that line alone is not
@@ -62,7 +62,7 @@ local function apply(key, amount, expires_at, settled, known)
 end
 
 -- returns what others hold and what this writer holds now
-local function claim(key, expires_at, limit, floor, need, spare)
+local function claim(key, expires_at, limit, floor, need, spare, least)
   local fields = redis.pcall('HGETALL', key)
   if failed(fields) then return 0, floor end
   local used, others, decided = 0, 0, nil
@@ -85,6 +85,7 @@ local function claim(key, expires_at, limit, floor, need, spare)
   local granted, free = floor, limit - used - others - floor
   if free > 0 then
     local needed = math.min(need, free)
+    if needed < least then needed = 0 end
     granted = floor + needed + math.min(spare, math.floor((free - needed) / share))
   end
   if granted > 0 then
@@ -114,9 +115,9 @@ end
 while ARGV[at] do
   local line = tonumber(ARGV[at])
   local others, granted = claim(KEYS[line], ARGV[2 + 4 * line], tonumber(ARGV[at + 1]),
-    tonumber(ARGV[at + 2]), tonumber(ARGV[at + 3]), tonumber(ARGV[at + 4]))
+    tonumber(ARGV[at + 2]), tonumber(ARGV[at + 3]), tonumber(ARGV[at + 4]), tonumber(ARGV[at + 5]))
   answer[#answer + 1] = string.format('%.0f', others)
   answer[#answer + 1] = string.format('%.0f', granted)
-  at = at + 5
+  at = at + 6
 end
 return answer

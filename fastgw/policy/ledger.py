@@ -248,6 +248,7 @@ class Ledger:
             elif limit.reserves:
                 promise.held = limit.claim(estimate)
                 count.held += promise.held
+                count.limit = limit
                 self._hold(count, promise.held)
             promises.append(promise)
         return promises
@@ -259,6 +260,7 @@ class Ledger:
             limit, count = account.limit, account.count
             if limit.reserves and not limit.shadow:
                 claim = limit.claim(estimate)
+                count.limit = limit  # a reload may have made another
                 count.need += claim
                 count.least = min(count.least, claim) if count.least else claim
                 self._hold(count, claim)

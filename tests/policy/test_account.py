@@ -240,6 +240,24 @@ def test_with_the_store_away_the_last_known_numbers_decide() -> None:
     assert worker.ledger.reserve((worker.account,), Usage(1, 0), alone=True) is worker.account
 
 
+def test_a_reload_changes_the_limit_under_running_requests() -> None:
+    store = MemoryStore()
+    worker = Worker("w", store, capped(100))
+    assert worker.admit(60)
+    old, worker.account = worker.account, worker.ledger.account(capped(50), ("alice",), NOW)
+    assert worker.account.count is old.count  # what runs counts on
+    assert not worker.admit(10)
+    old.roll(NOW)  # as by a request that began before
+    worker.finish(40)
+    assert worker.admit(10)
+    worker.account = worker.ledger.account(capped(500), ("alice",), NOW)
+    assert worker.admit(400)
+    worker.finish(10)
+    worker.finish(400)
+    worker.idle()
+    assert standing(store) == (450, 0)
+
+
 def test_a_stream_is_charged_as_it_passes_and_corrected_at_its_end() -> None:
     store = MemoryStore()
     worker = Worker("w", store, capped(1000))

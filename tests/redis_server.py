@@ -135,6 +135,8 @@ class RedisServer:
             self.child.kill()
             self.child.wait(20)
             self.child = None
+        with contextlib.suppress(OSError):  # not there, or it holds what a restart needs
+            os.rmdir(self.folder)
 
     def end(self) -> None:
         """Kill, and leave no file behind."""

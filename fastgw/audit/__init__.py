@@ -19,7 +19,7 @@ other half yet.
 from __future__ import annotations
 
 import heapq
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from fastgw import clock
 from fastgw.audit.books import NOTHING, UNITS, Books, Cost
@@ -29,7 +29,7 @@ from fastgw.audit.logs import Charged, Unreadable, read_access_log, read_stub_lo
 from fastgw.store import open_store
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
     from fastgw.config.tables import Config
 
@@ -62,8 +62,8 @@ async def audit(config: Config, stub_logs: Sequence[str], access_logs: Sequence[
     store = open_store(config.store)
     try:
         await store.open()
-        held: Mapping[str, Any] = await store.accounts()
+        standing = await store.accounts()
     finally:
         await store.close()
-    books.close({name: int(getattr(value, "used", value)) for name, value in held.items()})
+    books.close({name: each.used for name, each in standing.items()})
     return found

@@ -2,9 +2,10 @@
 
     python -m tests.adversity.mutations
 
-A copy without a change goes first and must pass: else a kill would say nothing. The copies
-live in a temporary directory; the tree itself is never touched. Prints a line per mutant with the
-test that killed it; exits with 1 if one survives (or if its text is not found any more).
+The tree is copied once; a copy of that without a change goes first and must pass: else a kill
+would say nothing. All live in a temporary directory; the tree itself is never touched. Prints a
+line per mutant with the test that killed it; exits with 1 if one survives (or if its text is not
+found any more).
 """
 
 from __future__ import annotations
@@ -221,19 +222,24 @@ def _environment(tree: Path) -> dict[str, str]:
     return os.environ | {"PYTHONPATH": str(tree), "PYTHONDONTWRITEBYTECODE": "1"}
 
 
-def verdict(mutant: Mutant) -> tuple[str, float, str]:
+def copy_of_the_tree(target: Path) -> None:
+    """As it is now: what is edited meanwhile is not under test."""
+    target.mkdir()
+    for name in COPIED:
+        source = ROOT / name
+        if source.is_dir():
+            skip = shutil.ignore_patterns("__pycache__", ".*_cache")
+            shutil.copytree(source, target / name, ignore=skip)
+        else:
+            shutil.copy(source, target / name)
+
+
+def verdict(mutant: Mutant, sound: Path) -> tuple[str, float, str]:
     """killed, survived or stale; the seconds that it took; the test that failed."""
     began = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         tree = Path(folder) / "tree"
-        tree.mkdir()
-        for name in COPIED:
-            source = ROOT / name
-            if source.is_dir():
-                skip = shutil.ignore_patterns("__pycache__", ".*_cache")
-                shutil.copytree(source, tree / name, ignore=skip)
-            else:
-                shutil.copy(source, tree / name)
+        shutil.copytree(sound, tree)
         path = tree / "fastgw" / mutant.file
         text = path.read_text()
         if mutant.old:
@@ -262,8 +268,10 @@ def verdict(mutant: Mutant) -> tuple[str, float, str]:
         )
     # 1 = tests failed; anything else beside 0 is no verdict
     named = {0: "survived", 1: "killed"}.get(run.returncode, f"error {run.returncode}")
-    failed = re.search(r"^(?:FAILED|ERROR) (\S+)", run.stdout, re.MULTILINE)
-    test = failed[1].rpartition("/")[2] if failed is not None else ""
+    failed = re.search(
+        r"^(?:FAILED|ERROR) \S+?/(test_\w+\.py::.+?)(?: - |$)", run.stdout, re.MULTILINE
+    )
+    test = failed[1][:90] if failed is not None else ""
     return named, time.monotonic() - began, test
 
 
@@ -272,8 +280,13 @@ def main() -> int:
     width = max(len(mutant.check) for mutant in MUTANTS)
     everything = [CONTROL, *MUTANTS]
     failed = 0
-    with concurrent.futures.ThreadPoolExecutor(AT_ONCE) as pool:
-        verdicts = pool.map(verdict, everything)
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        concurrent.futures.ThreadPoolExecutor(AT_ONCE) as pool,
+    ):
+        sound = Path(folder) / "sound"
+        copy_of_the_tree(sound)
+        verdicts = pool.map(verdict, everything, [sound] * len(everything))
         for mutant, (result, took, test) in zip(everything, verdicts, strict=True):
             sys.stdout.write(f"{mutant.check:{width}}  {result:8}  {took:5.1f} s  {test}\n")
             sys.stdout.flush()

@@ -77,6 +77,7 @@ add(Case("no answer", "RFC 9112, 8", (CLOSE,), times=(1, 2)))
 add(Case("reset for an answer", "RFC 9112, 8", (RESET,), times=(1, 2)))
 add(Case("no answer to a POST", "RFC 9110, 9.2.2", (CLOSE,), request="POST"))
 add(Case("reset for an answer to a POST", "RFC 9110, 9.2.2", (RESET,), request="POST"))
+add(Case("no answer to a POST without a body", "RFC 9110, 9.2.2", (CLOSE,), request="BODYLESS"))
 add(Case("no answer to a stream", "RFC 9110, 9.2.2", (CLOSE,), request="STREAM"))
 
 # Field grammar ------------------------------------------------------------------------------

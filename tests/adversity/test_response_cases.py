@@ -43,13 +43,15 @@ REQUESTS = {
     "UPGRADE": _ask(b"GET /openai/models HTTP/1.1", b"Connection: Upgrade", b"Upgrade: x"),
     "1.0": _ask(b"GET /openai/models HTTP/1.0"),
     "LIST": _ask(b"GET /small/models HTTP/1.1"),
+    "BODYLESS": _ask(b"POST /openai/responses/r1/cancel HTTP/1.1"),
     "POST": _post(_CHAT),
     "STREAM": _post(_STREAM),
 }
 
 
-GUARDS = 'first_byte_timeout = "8s"\nidle_timeout = "8s"'
-"""What must be refused at once is a 504 if it is waited for."""
+GUARDS = 'first_byte_timeout = "8s"\nidle_timeout = "8s"\nkeepalive_timeout = "90s"'
+"""What must be refused at once is a 504 if it is waited for; what must be given up is kept for
+longer than a test has patience."""
 SMALL = """
 [[routes]]
 path_prefix = "/small"

@@ -139,6 +139,12 @@ class ModelNotAllowed(Refusal):
     status, code, kind = 403, "model_not_allowed", "invalid_request_error"
 
 
+class UnpricedModel(Refusal):
+    """Under a budget in usd, a model that has no price (`[pricing] on_unpriced = "deny"`)."""
+
+    status, code, kind = 403, "unpriced_model", "invalid_request_error"
+
+
 class RouteNotFound(Refusal):
     """No route covers this path."""
 

@@ -236,6 +236,8 @@ class Exchange:
             if accounts:
                 engine = self._engine
                 if self._reservation is not None:
+                    if plan.in_usd:
+                        self._reservation.price(engine.planner.price(plan, self.model))
                     self._reserve()
                     return
                 if engine.ledger.stale(accounts, now) and engine.settlement.up:
@@ -499,12 +501,10 @@ class Exchange:
             self.on_upstream_failure("stalled" if self._relay is not None else "timeout")
         elif self._meter is not None and self._accounts and (made := self._meter.so_far()):
             # Others see a long answer eat the budget while it is written, and the journal keeps it.
-            self._promises = charge_so_far(
-                self._engine,
-                self._accounts,
-                self._promises,
-                Usage(self._count_prompt(), made, source="counted"),
-            )
+            usage = Usage(self._count_prompt(), made, source="counted")
+            if plan is not None and plan.in_usd:
+                usage = self._engine.planner.priced(plan, self.model, usage)
+            self._promises = charge_so_far(self._engine, self._accounts, self._promises, usage)
 
     def _refuse(self, refusal: Refusal) -> None:
         """Answer with a refusal; nothing was relayed yet."""
@@ -563,6 +563,9 @@ class Exchange:
         engine = self._engine
         if self._relay is not None:
             self.bytes_out = self._relay.sent
+        if self._accounts and self.plan is not None and self.plan.in_usd:
+            usage = engine.planner.priced(self.plan, self.model, verdict.usage, verdict.model)
+            verdict = verdict._replace(usage=usage)
         if self._promises:
             engine.ledger.charge(self._promises, verdict.usage, clock.wall())
             engine.ledger.release(self._promises)

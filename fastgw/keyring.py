@@ -16,6 +16,7 @@ import orjson
 
 from fastgw import clock
 from fastgw.errors import InvalidKey, MissingKey
+from fastgw.money import in_dollars
 from fastgw.policy.window import reset_seconds
 
 if TYPE_CHECKING:
@@ -85,23 +86,26 @@ class VirtualKey:
 def key_info(key: VirtualKey, accounts: Iterable[Account], now: float) -> bytes:
     """What a key may know of itself, as JSON: `key`, `expires_at` (RFC 3339 or null),
     `allowed_models` (empty: all) and `budgets`, a list of `budget`, `account` (values of its
-    `per`), `unit`, `limit`, `used`, `held`, `remaining` (in the unit) and `reset_seconds`."""
+    `per`), `unit`, `limit`, `used`, `held`, `remaining` (in the unit, usd in nano-USD and beside
+    that in `usd`) and `reset_seconds`."""
     return orjson.dumps(
         {
             "key": key.name,
             "expires_at": clock.timestamp(key.expires_at) if key.expires_at else None,
             "allowed_models": list(key.allowed_models),
             "budgets": [
-                {
-                    "budget": account.limit.name,
-                    "account": list(account.values),
-                    "unit": account.limit.unit,
-                    "limit": account.limit.amount,
-                    "used": account.count.spent,
-                    "held": account.held,
-                    "remaining": account.remaining,
-                    "reset_seconds": reset_seconds(account.end, now),
-                }
+                in_dollars(
+                    {
+                        "budget": account.limit.name,
+                        "account": list(account.values),
+                        "unit": account.limit.unit,
+                        "limit": account.limit.amount,
+                        "used": account.count.spent,
+                        "held": account.held,
+                        "remaining": account.remaining,
+                        "reset_seconds": reset_seconds(account.end, now),
+                    }
+                )
                 for account in accounts
             ],
         }

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from prometheus_client import ProcessCollector
 
 from fastgw.exposition import Family, families, render
+from fastgw.money import NANO
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -92,9 +93,10 @@ class Histogram:
 
 
 class _Tokens:
-    """gen_ai_client_token_usage and gen_ai_client_tokens_total of one series, by token type."""
+    """gen_ai_client_token_usage and gen_ai_client_tokens_total of one series, by token type; what
+    they cost in nano-USD, and the exchanges whose model has no price."""
 
-    __slots__ = ("histograms", "input")
+    __slots__ = ("cost", "histograms", "input", "told", "unpriced")
 
     def __init__(self, bounds: tuple[float, ...]) -> None:
         self.histograms = {
@@ -102,6 +104,9 @@ class _Tokens:
             for kind in ("input", "output", "input_cache_read", "input_cache_write")
         }
         self.input = self.histograms["input"]
+        self.cost = 0
+        self.unpriced = 0
+        self.told = (0, 0)  # what `changes` said of the two
 
 
 class ExchangeSeries:
@@ -110,6 +115,7 @@ class ExchangeSeries:
     __slots__ = (
         "_outcomes",
         "_sources",
+        "_spent",
         "_tokens",
         "duration",
         "processing",
@@ -128,6 +134,7 @@ class ExchangeSeries:
     ) -> None:
         self._outcomes = outcomes
         self._tokens = tokens.histograms
+        self._spent = tokens
         self._sources = sources
         self.duration = latency[0].observe
         self.processing = latency[1].observe
@@ -150,6 +157,14 @@ class ExchangeSeries:
         if usage.cache_write_tokens:
             tokens["input_cache_write"].observe(usage.cache_write_tokens)
         self._sources[usage.source] = self._sources.get(usage.source, 0) + 1
+
+    def spend(self, nano: int) -> None:
+        """What it cost in nano-USD."""
+        self._spent.cost += nano
+
+    def unpriced(self) -> None:
+        """What it cost is not known: its model has no price."""
+        self._spent.unpriced += 1
 
 
 class StoreSeries:
@@ -209,6 +224,10 @@ _COUNTED: dict[str, Family] = {
         (*_GEN_AI, "gen_ai_token_type"),
         of="gen_ai_client_token_usage",
     ),
+    "gen_ai_client_cost_usd_total": Family("counter", "Cost in US dollars", _GEN_AI),
+    "gen_ai_unpriced_total": Family(
+        "counter", "Exchanges that count as free since their model has no price", _GEN_AI
+    ),
     "usage_source_total": Family("counter", "Exchanges by who said what they cost", ("source",)),
     "store_settle_seconds": Family("histogram", "Time of one settle call", (), SETTLE_SECONDS),
     "store_batch_size": Family("histogram", "Accounts in one settle call", (), BATCHES),
@@ -224,7 +243,10 @@ def is_cumulative(name: str) -> bool:
     return counted.kind != "gauge" if counted is not None else name.endswith("_total")
 
 
-_WITH_OWN_LABELS = {"requests_total", "gen_ai_client_token_usage", "gen_ai_client_tokens_total"}
+_WITH_OWN_LABELS = {
+    "requests_total", "gen_ai_client_token_usage", "gen_ai_client_tokens_total",
+    "gen_ai_client_cost_usd_total", "gen_ai_unpriced_total",
+}  # fmt: skip
 
 _SAMPLED: dict[str, tuple[str, tuple[str, ...]]] = {
     "downstream_connections": ("Open client connections", ()),
@@ -404,6 +426,20 @@ class Metrics:
             if values := histogram.numbers():
                 labels = (*key[:4], kind, *key[4:]) if kind else key
                 found.setdefault(name, {})[labels] = values
+        costs: dict[tuple[str, ...], list[float]] = {}
+        unpriced: dict[tuple[str, ...], list[float]] = {}
+        for key, tokens in self._tokens.items():
+            now = (tokens.cost, tokens.unpriced)
+            if changed:
+                if tokens.told == now:
+                    continue
+                tokens.told = now
+            if tokens.cost:
+                costs[key] = [tokens.cost / NANO]
+            if tokens.unpriced:
+                unpriced[key] = [tokens.unpriced]
+        found["gen_ai_client_cost_usd_total"] = costs
+        found["gen_ai_unpriced_total"] = unpriced
         found["usage_source_total"] = {(who,): [number] for who, number in self._sources.items()}
         found["store_failures_total"] = {(): [self.store.failures]}
         for sampler in self._samplers:

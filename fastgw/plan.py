@@ -19,6 +19,7 @@ from fastgw.errors import (
     MissingKey,
     NotImplementedHere,
     RouteNotFound,
+    UnpricedModel,
     UnsupportedEncoding,
 )
 from fastgw.http1.headers import HOP_BY_HOP, REQUEST_ID, tokens
@@ -28,16 +29,19 @@ from fastgw.policy.admission import Facts, any_matches, evaluate, make_rules
 from fastgw.policy.routing import Router, normalise
 from fastgw.relay import only_models
 from fastgw.usage import openai
+from fastgw.usage.pricing import PriceBook
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
     from fastgw.config.tables import Config, Route, Upstream
     from fastgw.http1.request import RequestHead
     from fastgw.metrics import ExchangeSeries
+    from fastgw.model import Usage
     from fastgw.policy.account import Account
     from fastgw.policy.ledger import Ledger
     from fastgw.upstream.pool import Pool
+    from fastgw.usage.pricing import Price
 
 _DROPPED = HOP_BY_HOP | {
     b"host",
@@ -92,6 +96,7 @@ class Plan:
         "facts",
         "generation",
         "head",
+        "in_usd",
         "informs",
         "key",
         "metered",
@@ -121,6 +126,7 @@ class Plan:
         self.exact = False
         self.reserves = False  # a budget has a hard cap
         self.clamps = False  # and may limit the answer
+        self.in_usd = False  # a budget counts dollars
         self.buffered = False
         self.strict = False
         self.counts = False  # an answer without usage is counted
@@ -130,7 +136,7 @@ class Plan:
         self.request_id = b""
         self.facts: Facts = Facts({}, _no_header, "", "")
         self.accounts: dict[str, tuple[Account, ...]] = {}
-        self.records: dict[tuple[str, str, bool], tuple[ExchangeSeries, bytes]] = {}
+        self.records: dict[tuple[str, str, bool], tuple[ExchangeSeries, bytes, Price | None]] = {}
 
     def allows_model(self, model: str) -> bool:
         """Whether key and route cover this model; "" is a request that names none."""
@@ -163,6 +169,8 @@ class Planner:
             parse_expression(text) for text in (config.metrics.labels or {}).values()
         )
         self.anonymous = VirtualKey(Key(name=""), self.rules)
+        self.prices = PriceBook(config)
+        self._on_unpriced = config.pricing.on_unpriced
 
     def plan(self, request: RequestHead, now: float, address: str) -> Plan:
         """Authenticate and route a head. Raises a Refusal."""
@@ -206,8 +214,12 @@ class Planner:
             limits = [rule.limit for rule in plan.key.rules]
             plan.reserves = any(limit.reserves for limit in limits)
             plan.clamps = any(limit.clamps and limit.reserves for limit in limits)
-            plan.exact = plan.exact or plan.reserves  # what is promised is what is sent
+            plan.in_usd = any(limit.unit == "usd" for limit in limits)
+            # What is promised, and priced, is what is sent.
+            plan.exact = plan.exact or plan.reserves or plan.in_usd
         plan.buffered = (plan.metered and plan.operation != "") or plan.strict
+        if plan.in_usd and b"json" in (request.get(b"content-type") or b"").lower():
+            plan.buffered = True  # for the model that it may name
         plan.counts = plan.operation != ""
         plan.reads = plan.metered and (
             plan.counts or not target.below.lower().startswith(openai.SHOWS_OLD_USAGE)
@@ -252,10 +264,42 @@ class Planner:
                     'add it to the key, or set on_missing = "skip"'
                 )
         accounts = tuple(found)
+        if plan.in_usd:
+            self._refuse_unpriced(plan, model, accounts)
         if len(plan.accounts) >= _MODELS_OF_A_PLAN:
             plan.accounts.clear()
         plan.accounts[model] = accounts
         return accounts
+
+    def price(self, plan: Plan, model: str, answered: str = "") -> Price | None:
+        """The price of the model that answered, else of the one that was sent, else of the one
+        that the client asked for; None if none of them has one."""
+        upstream = plan.pool.settings
+        sent = upstream.model or (upstream.model_aliases or {}).get(model, "")
+        for name in (answered, sent, model):
+            if name and (price := self.prices.find(upstream.name, name)) is not None:
+                return price
+        return None
+
+    def priced(self, plan: Plan, model: str, usage: Usage, answered: str = "") -> Usage:
+        """`usage` with its cost."""
+        price = self.price(plan, model, answered)
+        return usage if price is None else usage._replace(cost=price.cost(usage))
+
+    def _refuse_unpriced(self, plan: Plan, model: str, accounts: Iterable[Account]) -> None:
+        """Raise UnpricedModel if the configuration says so. A path that we do not know and whose
+        body names no model may be free: what its answer reports is priced then."""
+        budgets = [
+            each.limit for each in accounts if each.limit.unit == "usd" and not each.limit.shadow
+        ]
+        if not budgets or self._on_unpriced != "deny" or self.price(plan, model) is not None:
+            return
+        if plan.operation or model or any(limit.reserves for limit in budgets):
+            what = f"model '{model[:100]}' has no price" if model else "no model is named"
+            raise UnpricedModel(
+                f"{what}, and budget '{budgets[0].name}' counts dollars; use another model, or "
+                "have the operator add it to [[prices]]"
+            )
 
     def known_accounts(self, plan: Plan, now: float) -> tuple[Account, ...]:
         """The accounts of the plan's key that do not depend on what a request asks for."""

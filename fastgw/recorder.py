@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING, Any
 
 from fastgw import clock
 from fastgw.access_log import quote
+from fastgw.money import NANO
 
 if TYPE_CHECKING:
     from fastgw.access_log import AccessLog
@@ -15,12 +17,19 @@ if TYPE_CHECKING:
     from fastgw.metrics import ExchangeSeries, Metrics
     from fastgw.plan import Plan, Planner
     from fastgw.usage.meter import Metered
+    from fastgw.usage.pricing import Price
+
+log = logging.getLogger(__name__)
 
 _RECORDS_OF_A_PLAN = 64
+
+_TOLD = 1000
+"""Models without price of which the log tells, once each."""
 
 _LINE = (
     b'{"time":"%b","request_id":"%b","status":%d,"reason":"%b",%b,"stream":%b,"usage_source":"%b",'
     b'"input_tokens":%d,"output_tokens":%d,"cached_input_tokens":%d,"reasoning_tokens":%d,'
+    b'"cost_usd":%b,'
     b'"duration_ms":%.3f,"processing_ms":%b,"first_byte_ms":%b,"bytes_in":%d,"bytes_out":%d}'
 )
 """Filled in by hand: a dict of 24 entries and its JSON are four times the cost."""
@@ -32,6 +41,7 @@ class Recorder:
     def __init__(self, metrics: Metrics, access_log: AccessLog, planner: Planner) -> None:
         self._metrics = metrics
         self.use(planner, access_log)
+        self._told: set[str] = set()
         self._second = 0
         self._stamp = b""
         self._nowhere = self._bind(None, "", "")
@@ -52,6 +62,7 @@ class Recorder:
         now = clock.monotonic()
         plan = exchange.plan
         facts = b""
+        price: Price | None = None
         if plan is None:
             series = self._nowhere
         else:
@@ -65,17 +76,25 @@ class Recorder:
                     # Whoever is refused may name any model: no series for each.
                     self._bind(plan, *models[:2]) if served else self._bind(plan, "", ""),
                     self._facts(exchange, connection, verdict),
+                    self._price(plan, models),
                 )
-            series, facts = bound
+            series, facts, price = bound
         request = exchange.request
         series.count(request.method.decode(), exchange.status, reason)
         began, sent, first = exchange.began, exchange.sent, exchange.first_byte
         series.duration(now - began)
         usage = verdict.usage
+        cost = b"null"
         if sent:
             series.processing(sent - began)
             if usage.source != "none":
                 series.usage(usage)
+                if price is not None:
+                    nano = usage.cost or price.cost(usage)
+                    series.spend(nano)
+                    cost = b"%d.%09d" % divmod(nano, NANO)
+                else:
+                    series.unpriced()
                 series.server_duration(now - sent)
                 if first:
                     series.time_to_first_token(first - sent)
@@ -97,6 +116,7 @@ class Recorder:
                     usage.output_tokens,
                     usage.cached_input_tokens,
                     usage.reasoning_tokens,
+                    cost,
                     (now - began) * 1000,
                     b"%.3f" % ((sent - began) * 1000) if sent else b"null",
                     b"%.3f" % ((first - sent) * 1000) if sent and first else b"null",
@@ -104,6 +124,23 @@ class Recorder:
                     exchange.bytes_out,
                 )
             )
+
+    def _price(self, plan: Plan, models: tuple[str, str, bool]) -> Price | None:
+        asked, answered, served = models
+        if plan.informs or not served:
+            return None
+        price = self.planner.price(plan, asked, answered)
+        if price is None and plan.in_usd and plan.operation:
+            name = answered or asked
+            if name not in self._told and len(self._told) < _TOLD:
+                self._told.add(name)
+                log.warning(
+                    "model '%s' has no price at upstream %s: budgets in usd are charged nothing "
+                    "for it; add it to [[prices]]",
+                    name[:100],
+                    plan.route.upstream,
+                )
+        return price
 
     def _time(self) -> bytes:
         """The wall clock, RFC 3339 with milliseconds; the text is made once a second."""

@@ -10,6 +10,7 @@ import orjson
 
 from fastgw import clock
 from fastgw.model import Standing
+from fastgw.money import in_dollars
 from fastgw.policy.admission import Facts, make_rules
 from fastgw.policy.window import read_account_key, reset_seconds
 from fastgw.store import open_store
@@ -32,8 +33,9 @@ def budget_rows(
     """One row for each account in its current window, sorted by budget and account.
 
     A row: `budget`, `account` (dict of `per` expression to value), `unit`, `used`, `held`, `limit`,
-    `remaining` (amounts in the unit), `window_start` (RFC 3339), `reset_seconds`. Accounts of
-    budgets that are no longer configured, and of windows that are over, are left out.
+    `remaining` (amounts in the unit), `window_start` (RFC 3339), `reset_seconds`. One in usd counts
+    nano-USD and has the same as decimal numbers in `usd`. Accounts of budgets that are no longer
+    configured, and of windows that are over, are left out.
     """
     by_name = {rule.limit.name: rule for rule in make_rules(budgets)}
     per = {budget.name: budget.per for budget in budgets}
@@ -48,19 +50,18 @@ def budget_rows(
             continue
         if len(name.values) != len(rule.per):
             continue
-        rows.append(
-            {
-                "budget": name.budget,
-                "account": dict(zip(per[name.budget], name.values, strict=True)),
-                "unit": name.unit,
-                "used": used,
-                "held": held,
-                "limit": limit.amount,
-                "remaining": max(0, limit.amount - used - held),
-                "window_start": clock.timestamp(start),
-                "reset_seconds": reset_seconds(end, now),
-            }
-        )
+        row = {
+            "budget": name.budget,
+            "account": dict(zip(per[name.budget], name.values, strict=True)),
+            "unit": name.unit,
+            "used": used,
+            "held": held,
+            "limit": limit.amount,
+            "remaining": max(0, limit.amount - used - held),
+            "window_start": clock.timestamp(start),
+            "reset_seconds": reset_seconds(end, now),
+        }
+        rows.append(in_dollars(row))
     rows.sort(key=lambda row: (row["budget"], tuple(row["account"].values())))
     return rows
 
@@ -108,7 +109,7 @@ def render_rows(rows: Sequence[Mapping[str, Any]], style: str) -> str:
     """Rows as `table`, `csv` or `json`; ends in a newline."""
     if style == "json":
         return orjson.dumps(list(rows), option=orjson.OPT_INDENT_2).decode() + "\n"
-    flat = [[_cell(row[column]) for column in _COLUMNS] for row in rows]
+    flat = [[_cell({**row, **row.get("usd", {})}[column]) for column in _COLUMNS] for row in rows]
     if style == "csv":
         out = io.StringIO()
         csv.writer(out, lineterminator="\n").writerows([_COLUMNS, *flat])

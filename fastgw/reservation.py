@@ -22,13 +22,14 @@ if TYPE_CHECKING:
     from fastgw.engine import Engine
     from fastgw.model import Usage
     from fastgw.settlement import Waiter
+    from fastgw.usage.pricing import Price
 
 
 class Reservation:
     """Of one exchange. `estimate`: what it may cost; `promises`: what it was promised; `clamped`:
     whether `message`, the request body, was changed to ask for less."""
 
-    __slots__ = ("_asked", "_operation", "_since", "clamped", "estimate", "message",
+    __slots__ = ("_asked", "_operation", "_price", "_since", "clamped", "estimate", "message",
                  "promises")  # fmt: skip
 
     def __init__(self, estimate: Usage, operation: str, message: dict[str, Any] | None) -> None:
@@ -38,8 +39,15 @@ class Reservation:
         self.clamped = False
         self.promises: list[Promise] = []
         self._operation = operation
+        self._price: Price | None = None
         self._since = 0.0
         self._asked = 0  # what `ledger.ask` returned; 0: nothing asked
+
+    def price(self, price: Price | None) -> None:
+        """Where a budget counts dollars: what the estimate costs. None costs nothing."""
+        self._price = price
+        if price is not None:
+            self.estimate = self.estimate._replace(cost=price.most(self.estimate))
 
     def decide(
         self, engine: Engine, waiter: Waiter, accounts: Sequence[Account], now: float
@@ -92,7 +100,9 @@ class Reservation:
             if limit.claim(estimate) > left:
                 if not limit.clamps:
                     return False
-                if limit.unit != "output_tokens":
+                if limit.unit == "usd" and self._price is not None:
+                    left = self._price.room(estimate.input_tokens, left)
+                elif limit.unit != "output_tokens":
                     left -= estimate.input_tokens
                 room = min(room, left)
         if message is None or room < 1 or room == estimate.output_tokens:
@@ -101,6 +111,7 @@ class Reservation:
         if not allowed:
             return False
         self.estimate = estimate._replace(output_tokens=allowed)
+        self.price(self._price)
         self.clamped = True
         return True
 

@@ -292,12 +292,11 @@ class Worker:
                 if account.count.spent >= limit.warn_at * limit.amount:
                     account.warned_at = account.start
                     log.warning(
-                        "budget %s %s: %d of %d %s used",
+                        "budget %s %s: %s of %s used",
                         limit.name,
                         account.values,
-                        account.count.spent,
-                        limit.amount,
-                        limit.unit,
+                        limit.words(account.count.spent),
+                        limit.words(limit.amount),
                     )
 
     # what the operator sees
@@ -399,6 +398,7 @@ class Worker:
                     count.used if live else 0,
                     count.spent - count.used if live else 0,
                     max(0.0, count.known_at),
+                    limit.unit,
                 )
             )
         return rows

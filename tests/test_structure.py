@@ -16,6 +16,7 @@ FLOORS: dict[str, int] = {
     "__init__": 0,
     "model": 0,
     "errors": 0,
+    "money": 0,
     "clock": 0,
     "tasks": 0,
     "config": 1,

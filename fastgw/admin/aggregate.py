@@ -19,6 +19,7 @@ from prometheus_client.registry import Collector
 from fastgw import clock
 from fastgw.exposition import add, merge_gauges, render
 from fastgw.metrics import Sample, is_cumulative
+from fastgw.money import NANO
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -37,6 +38,7 @@ class AccountRow(NamedTuple):
 
     `key` names account and window, "" where its window is over. `used` is what the store said at
     `known_at` (epoch seconds, 0: never), `owed` what was debited here since and is not settled.
+    Amounts in usd are nano-USD here, and dollars in a gauge.
     """
 
     budget: str
@@ -46,6 +48,7 @@ class AccountRow(NamedTuple):
     used: int
     owed: int
     known_at: float
+    unit: str = "tokens"
 
 
 def merge_accounts(rows: Iterable[AccountRow]) -> list[AccountRow]:
@@ -66,9 +69,10 @@ def account_samples(rows: Iterable[AccountRow]) -> Iterator[Sample]:
     for row in rows:
         labels = (row.budget, row.account)
         used = row.used + row.owed
-        yield Sample("budget_limit", labels, row.limit)
-        yield Sample("budget_used", labels, used)
-        yield Sample("budget_remaining", labels, max(0, row.limit - used))
+        scale = NANO if row.unit == "usd" else 1
+        yield Sample("budget_limit", labels, row.limit / scale)
+        yield Sample("budget_used", labels, used / scale)
+        yield Sample("budget_remaining", labels, max(0, row.limit - used) / scale)
 
 
 def pack(numbers: Numbers) -> dict[str, list[Any]]:

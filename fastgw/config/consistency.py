@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from fastgw.config.problems import Problems
+    from fastgw.config.tables import Listed
 
 
 @dataclass(slots=True)
@@ -54,6 +55,8 @@ class Draft:
     listed: dict[str, list[Entry]] = field(default_factory=dict)
     complete: bool = True
     """Whether every file could be read: only then can one know what is missing."""
+    catalog: list[Listed] = field(default_factory=list)
+    """What the files of `[pricing] catalogs` hold."""
 
 
 def check(draft: Draft, problems: Problems) -> None:
@@ -170,12 +173,12 @@ def _upstreams(draft: Draft, problems: Problems) -> None:
                         entry.at("headers", name),
                         "api_key is sent as Authorization already; leave one of the two out",
                     )
-    for route in draft.listed["routes"]:
-        upstream = route.good("upstream")
-        if upstream is not None and upstream not in names:
+    for entry in (*draft.listed["routes"], *draft.listed["prices"]):
+        upstream = entry.good("upstream")
+        if upstream and upstream not in names:
             hint = meant(upstream, names) if names else "add [[upstreams]] with that name"
             problems.add(
-                route.at("upstream"), f"no upstream is named {route.shown('upstream')}; {hint}"
+                entry.at("upstream"), f"no upstream is named {entry.shown('upstream')}; {hint}"
             )
 
 

@@ -18,6 +18,7 @@ from fastgw.config.tables import (
     CalendarWindow,
     settings_of,
 )
+from fastgw.money import dollars
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -117,11 +118,12 @@ def _amount(budget: Budget) -> str:
     unit = budget.unit.replace("_", " ")
     if budget.limit == 1:
         unit = unit.removesuffix("s")
+    amount = dollars(budget.limit) if budget.unit == "usd" else f"{budget.limit:,} {unit}"
     window = budget.window
     if isinstance(window, CalendarWindow):
-        return f"{budget.limit:,} {unit} a calendar {window.calendar} ({window.timezone})"
+        return f"{amount} a calendar {window.calendar} ({window.timezone})"
     article = "an" if window == "hour" else "a"
-    return f"{budget.limit:,} {unit} {article} {window}"
+    return f"{amount} {article} {window}"
 
 
 def _date(seconds: float) -> str:
@@ -243,6 +245,8 @@ def _default(setting: Setting) -> str:
     value: Any = setting.default
     if value is REQUIRED:
         return "required"
+    if value is None:
+        return "unset"
     if setting.kind == "size":
         return _size(value)
     if setting.kind == "duration":

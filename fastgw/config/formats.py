@@ -315,6 +315,7 @@ TEXTS: dict[str, Callable[[str, str], str]] = {
     "routes.path_prefix": path_prefix,
     "routes.host": host_name,
     "routes.models": pattern,
+    "prices.model": pattern,
     "metrics.namespace": namespace,
 }
 """Format of a text, or of each text of a list, by table and setting."""

@@ -7,8 +7,9 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fastgw.config.catalogs import read_catalog
 from fastgw.config.consistency import Draft, Entry, check
-from fastgw.config.problems import Place, Problems, Source, meant, nearest
+from fastgw.config.problems import Place, Problems, Source, meant, nearest, quoted
 from fastgw.config.secret import read_digests
 from fastgw.config.source import Sources
 from fastgw.config.tables import (
@@ -25,7 +26,7 @@ from fastgw.config.values import BAD, ValueReader
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from fastgw.config.tables import Setting
+    from fastgw.config.tables import Listed, Setting
 
 from fastgw.errors import ConfigError
 
@@ -59,7 +60,7 @@ def load(paths: Sequence[str | Path], environ: Mapping[str, str] = os.environ) -
     }
     for name, entries in draft.listed.items():
         values[name] = tuple(LISTED_TABLES[name](**entry.values) for entry in entries)
-    return Config(**values, digest=_digest(sources.files))
+    return Config(**values, catalog=tuple(draft.catalog), digest=_digest(sources.files))
 
 
 def _digest(files: Sequence[Source]) -> str:
@@ -78,6 +79,7 @@ class _Reader:
         self.problems = problems
         self.single: dict[str, dict[str, tuple[Any, Place]]] = {name: {} for name in SINGLE_TABLES}
         self.listed: dict[str, list[Entry]] = {name: [] for name in LISTED_TABLES}
+        self.catalog: list[Listed] = []
         self.sources: Sources
 
     def read(self, sources: Sources) -> Draft:
@@ -90,7 +92,8 @@ class _Reader:
             name: self._entry(name, found, Place(first, (name,)))
             for name, found in self.single.items()
         }
-        return Draft(single, self.listed, sources.complete and bool(sources.files))
+        complete = sources.complete and bool(sources.files)
+        return Draft(single, self.listed, complete, self.catalog)
 
     def _table(self, source: Source, name: str, value: Any) -> None:
         place = Place(source, (name,))
@@ -149,6 +152,8 @@ class _Reader:
             elif name in raws:
                 raw, place = raws[name]
                 entry.places[name] = place
+                if name == "limit" and entry.values.get("unit") == "usd":
+                    setting = setting._replace(kind="usd")
                 entry.values[name] = self._value(f"{table}.{name}", setting, raw, place)
             elif setting.default is REQUIRED:
                 self.problems.add(home.at(name), f"missing; add it: {setting.doc}")
@@ -167,7 +172,26 @@ class _Reader:
         value = ValueReader(setting, path, self.environ, say).read(raw)
         if path in _READ_FILES and isinstance(value, str) and value:
             return self._pem(value, place)
+        if path == "pricing.catalogs" and isinstance(value, tuple):
+            raws = [raw] if isinstance(raw, str) else raw
+            pairs = zip(value, raws, strict=True)
+            return tuple(
+                self._catalog(name, quoted(raw), place) for name, raw in pairs if name is not BAD
+            )
         return value
+
+    def _catalog(self, name: str, shown: str, place: Place) -> str:
+        path = place.source.folder / name
+        try:
+            self.catalog += read_catalog(path.read_bytes())
+        except OSError as error:
+            reason = (error.strerror or "unknown reason").lower()
+            self.problems.add(
+                place, f"{shown} cannot be read: {reason}; check the path, relative to this file"
+            )
+        except ValueError as error:
+            self.problems.add(place, f"{shown}: {error}; see docs/pricing.md")
+        return str(path)
 
     def _pem(self, value: str, place: Place) -> Any:
         path = place.source.folder / value

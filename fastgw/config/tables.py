@@ -17,12 +17,13 @@ MiB = 1024 * KiB
 
 Kind = Literal[
     "text", "secret", "number", "size", "duration", "flag", "list", "table", "address", "choice",
-    "window", "time", "url", "path", "workers",
+    "window", "time", "url", "path", "workers", "usd", "tiers",
 ]  # fmt: skip
 """How a TOML value is read. `size` takes 1024 or "1KiB"; `duration` takes 1.5 or "1500ms", "10s",
 "5m", "2h"; `workers` a number or "auto"; `list` takes a list of strings or one string; `table` a
 table of strings; `time` a TOML date-time or an RFC 3339 string; `choice` one of the words in the
-field's `choices`."""
+field's `choices`; `usd` dollars, 12.5 or "12.50", held in nano-USD; `tiers` a list of tables with
+prices of their own."""
 
 REQUIRED: Any = object()
 
@@ -230,10 +231,10 @@ class Budget:
     )
     unit: str = setting(
         "tokens",
-        "what is counted; parallel: requests that run at one time, without a window",
+        'what is counted; usd: dollars, the limit as 12.5 or "12.50"; parallel: requests that run '
+        "at one time, without a window",
         "choice",
-        ("tokens", "input_tokens", "output_tokens", "requests", "parallel"),
-        later=("usd",),
+        ("tokens", "input_tokens", "output_tokens", "requests", "usd", "parallel"),
     )
     limit: int = setting(
         REQUIRED, "amount of the unit in a window; 0 refuses all", "number", least=0
@@ -321,6 +322,67 @@ class Route:
     budgets: bool = setting(True, "false: neither metered nor limited", "flag")
 
 
+class Rates(NamedTuple):
+    """Prices in nano-USD for a million tokens; None: as `input`, of reasoning as `output`.
+
+    `above`: they hold for requests with more input tokens than that.
+    """
+
+    above: int
+    input: int | None
+    output: int | None
+    cache_read: int | None = None
+    cache_write: int | None = None
+    reasoning: int | None = None
+
+
+class Listed(NamedTuple):
+    """A model of a catalog. `provider` by our name for it; `rates` by rising `above`, from 0."""
+
+    provider: str
+    model: str
+    rates: tuple[Rates, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pricing:
+    """Where the prices of models come from."""
+
+    builtin: bool = setting(True, "use the table that comes with fastgw", "flag")
+    catalogs: tuple[str, ...] = setting(
+        (),
+        "files of prices, as LiteLLM's model_prices JSON or agentgateway's catalog; a later one "
+        "wins, and [[prices]] over all",
+        "list",
+    )
+    on_unpriced: str = setting(
+        "deny",
+        "under a budget in usd, a model without price: deny = 403, warn = charged nothing, logged "
+        "and counted",
+        "choice",
+        ("deny", "warn"),
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Price:
+    """What a model costs, in dollars for a million tokens. The last entry that fits wins."""
+
+    model: str = setting(REQUIRED, "exact, or with one leading or trailing *")
+    upstream: str = setting("", "only at this upstream; such an entry wins over one for all")
+    input: int = setting(REQUIRED, 'as "2.50"', "usd", least=0)
+    output: int = setting(REQUIRED, "reasoning included", "usd", least=0)
+    cache_read: int | None = setting(None, "of input tokens read from a cache; as input", "usd")
+    cache_write: int | None = setting(None, "of input tokens put into a cache; as input", "usd")
+    reasoning: int | None = setting(None, "where reasoning is priced apart; as output", "usd")
+    tiers: tuple[Rates, ...] = setting(
+        (),
+        "other prices for long prompts: [{ above = 200_000, input = 5, output = 22.5 }], with any "
+        "of the five prices",
+        "tiers",
+    )
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Metrics:
     """What Prometheus sees."""
@@ -363,6 +425,10 @@ class Config:
     routes: tuple[Route, ...] = ()
     metrics: Metrics = field(default_factory=Metrics)
     access_log: AccessLog = field(default_factory=AccessLog)
+    pricing: Pricing = field(default_factory=Pricing)
+    prices: tuple[Price, ...] = ()
+    catalog: tuple[Listed, ...] = field(default=(), repr=False)
+    """What the files of `[pricing] catalogs` hold, in their order."""
     digest: str = ""
     """SHA-256 of the text of all files, hex: which configuration a process runs."""
 
@@ -374,6 +440,7 @@ SINGLE_TABLES: dict[str, type[Any]] = {
     "auth": Auth,
     "metrics": Metrics,
     "access_log": AccessLog,
+    "pricing": Pricing,
 }
 """Tables that stand once, as `[server]`."""
 
@@ -382,6 +449,7 @@ LISTED_TABLES: dict[str, type[Any]] = {
     "budgets": Budget,
     "upstreams": Upstream,
     "routes": Route,
+    "prices": Price,
 }
 """Tables that may stand many times, as `[[keys]]`."""
 

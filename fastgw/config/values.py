@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from fastgw.config.formats import PAIRS, TEXTS
 from fastgw.config.problems import meant, quoted
-from fastgw.config.tables import AUTO, CalendarWindow
+from fastgw.config.tables import AUTO, CalendarWindow, Rates
+from fastgw.money import dollars, read_usd
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -95,6 +96,8 @@ class ValueReader:
         can still be compared with the rest of the configuration.
         """
         kind = self.setting.kind
+        if kind == "tiers":
+            return self._tiers(raw)
         if kind == "list" or self.setting.many:
             return self._list(raw)
         if kind == "table":
@@ -109,6 +112,8 @@ class ValueReader:
                 return self._workers(value, shown, from_environment)
             if kind == "number":
                 return self._number(value, shown, from_environment)
+            if kind == "usd":
+                return self._usd(value, shown)
             if kind == "size":
                 return self._size(value, shown, from_environment)
             if kind == "duration":
@@ -244,6 +249,46 @@ class ValueReader:
         if not least <= value <= most:
             raise ValueError(f"{shown.strip(chr(34))} is out of range; write {least} to {most}")
         return value
+
+    def _usd(self, value: Any, shown: str) -> int:
+        try:
+            nano = read_usd(value)
+        except ValueError as error:
+            raise ValueError(f"{shown.strip(chr(34))}: {error}") from None
+        if nano > MOST_WHOLE:
+            raise ValueError(
+                f"{shown.strip(chr(34))} is out of range; write {dollars(MOST_WHOLE)} at most"
+            )
+        return nano
+
+    def _tiers(self, raw: Any) -> Any:
+        if not isinstance(raw, list) or not all(isinstance(item, dict) for item in raw):
+            self.say((), "must be a list of tables; write [{ above = 200_000, input = 5 }]")
+            return BAD
+        known = Rates._fields
+        tiers = []
+        sound = True
+        for index, item in enumerate(raw):
+            found: dict[str, int | None] = dict.fromkeys(known)
+            for name, value in item.items():
+                try:
+                    if name not in known:
+                        raise ValueError(f"unknown setting; {meant(name, known)}")
+                    if name != "above":
+                        found[name] = self._usd(value, quoted(str(value)))
+                    elif type(value) is not int or not 0 < value <= MOST_WHOLE:
+                        raise ValueError("must be a number of tokens; write above = 200_000")
+                    else:
+                        found[name] = value
+                except ValueError as error:
+                    self.say((index, name), str(error))
+                    sound = False
+            if "above" not in item:
+                self.say((index,), "has no `above`: input tokens from which on it holds")
+                sound = False
+            elif sound:
+                tiers.append(Rates(found["above"] or 0, *(found[name] for name in known[1:])))
+        return tuple(sorted(tiers, key=lambda tier: tier.above)) if sound else BAD
 
     def _size(self, value: Any, shown: str, from_environment: bool) -> int:
         if isinstance(value, str):

@@ -1,7 +1,7 @@
 """What is counted: a limit, an account of it, its count in one window, what an exchange has of it.
 
-Amounts are integers in the limit's unit, dollars in nano-USD. The ledger (policy/ledger) is the only one that changes
-them.
+Amounts are integers in the limit's unit, dollars in nano-USD. The ledger (policy/ledger) is the
+only one that changes them.
 """
 
 from __future__ import annotations

@@ -262,7 +262,8 @@ class Ledger:
                 claim = limit.claim(estimate)
                 count.limit = limit  # a reload may have made another
                 count.need += claim
-                count.least = min(count.least, claim) if count.least else claim
+                least = 1 if limit.clamps else claim  # an answer that shrinks takes any part
+                count.least = min(count.least, least) if count.least else least
                 self._hold(count, claim)
                 if not count.queued:
                     self._enqueue(count)

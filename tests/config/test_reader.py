@@ -156,7 +156,32 @@ def test_ten_mistakes_come_back_in_one_run(tmp_path: Path) -> None:
         ("[access_log]\npath = false\n", "must be text in quotes, not true or false"),
         ("[[budgets]]\nname='b'\nlimit=-1\n", "limit: -1 is out of range; write 0 to"),
         ("[[budgets]]\nname='b'\nlimit=1\nwarn_at=80\n", "80 is out of range; write 0 to 1"),
-        ("[[budgets]]\nname='b'\nlimit=1\nunit='usd'\n", '"usd" is not available in this version'),
+        ("[[budgets]]\nname='b'\nlimit=-0.5\nunit='usd'\n", "-0.5: dollars below zero; write 0 or"),
+        (
+            "[[budgets]]\nname='b'\nlimit='5 $'\nunit='usd'\n",
+            "5 $: not an amount in dollars; write",
+        ),
+        (
+            "[[budgets]]\nname='b'\nlimit='0.0000000001'\nunit='usd'\n",
+            "finer than a nano-USD; write 9 decimals at most",
+        ),
+        (
+            "[[budgets]]\nname='b'\nlimit=1e9\nunit='usd'\n",
+            "out of range; write $9007199.254740991",
+        ),
+        ("[[budgets]]\nname='b'\nlimit=1.5\n", "must be a whole number, not one with a point"),
+        ("[[prices]]\nmodel='a*b'\ninput=1\noutput=1\n", "with one * first or last"),
+        ("[[prices]]\nmodel='a'\ninput=1\n", "[[prices]] output: missing; add it"),
+        (
+            "[[prices]]\nmodel='a'\ninput=1\noutput=1\nupstream='x'\n",
+            '[[prices]] upstream: no upstream is named "x"',
+        ),
+        ("[[prices]]\nmodel='a'\ninput=1\noutput=1\ntiers=[{input=2}]\n", "has no `above`"),
+        (
+            "[[prices]]\nmodel='a'\ninput=1\noutput=1\ntiers=[{above=1,inptu=2}]\n",
+            'unknown setting; did you mean "input"?',
+        ),
+        ("[pricing]\ncatalogs='none.json'\n", '"none.json" cannot be read: no such file'),
         ("[[budgets]]\nname='b'\nlimit=1\ncutoff='mid_stream'\n", "cutoff: is not available in"),
         ("[[budgets]]\nname='b'\nlimit=1\nwindow='dya'\n", 'unknown choice "dya"; did you mean'),
         (

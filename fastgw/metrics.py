@@ -92,9 +92,11 @@ class Histogram:
         return [*self._counts, self._total] if any(self._counts) else []
 
 
-class _Tokens:
-    """gen_ai_client_token_usage and gen_ai_client_tokens_total of one series, by token type; what
-    they cost in nano-USD, and the exchanges whose model has no price."""
+class Spent:
+    """gen_ai_client_token_usage and gen_ai_client_tokens_total of one series, by token type.
+
+    `cost`: what they cost in nano-USD; `unpriced`: exchanges whose model has no price. Whoever
+    holds an ExchangeSeries adds to the two (a method would double what that costs)."""
 
     __slots__ = ("cost", "histograms", "input", "told", "unpriced")
 
@@ -115,11 +117,11 @@ class ExchangeSeries:
     __slots__ = (
         "_outcomes",
         "_sources",
-        "_spent",
         "_tokens",
         "duration",
         "processing",
         "server_duration",
+        "spent",
         "time_per_output_token",
         "time_to_first_token",
     )
@@ -129,12 +131,12 @@ class ExchangeSeries:
         outcomes: dict[tuple[str, int, str], int],
         latency: tuple[Histogram, Histogram],
         server: tuple[Histogram, Histogram, Histogram],
-        tokens: _Tokens,
+        tokens: Spent,
         sources: dict[str, int],
     ) -> None:
         self._outcomes = outcomes
         self._tokens = tokens.histograms
-        self._spent = tokens
+        self.spent = tokens
         self._sources = sources
         self.duration = latency[0].observe
         self.processing = latency[1].observe
@@ -157,14 +159,6 @@ class ExchangeSeries:
         if usage.cache_write_tokens:
             tokens["input_cache_write"].observe(usage.cache_write_tokens)
         self._sources[usage.source] = self._sources.get(usage.source, 0) + 1
-
-    def spend(self, nano: int) -> None:
-        """What it cost in nano-USD."""
-        self._spent.cost += nano
-
-    def unpriced(self) -> None:
-        """What it cost is not known: its model has no price."""
-        self._spent.unpriced += 1
 
 
 class StoreSeries:
@@ -290,7 +284,7 @@ class Metrics:
         self._outcomes: dict[tuple[str, ...], dict[tuple[str, int, str], int]] = {}
         self._latency: dict[tuple[str, ...], tuple[Histogram, Histogram]] = {}
         self._server: dict[tuple[str, ...], tuple[Histogram, Histogram, Histogram]] = {}
-        self._tokens: dict[tuple[str, ...], _Tokens] = {}
+        self._tokens: dict[tuple[str, ...], Spent] = {}
         self._sources: dict[str, int] = {}
         # what `changes` said of requests_total
         self._told: dict[tuple[str, ...], dict[tuple[str, int, str], int]] = {}
@@ -322,7 +316,7 @@ class Metrics:
             tokens_key = (operation, system, *named)
             outcomes_key = (route, upstream, *named[2:])
         if tokens_key not in self._tokens:
-            self._tokens[tokens_key] = _Tokens(self._token_bounds)
+            self._tokens[tokens_key] = Spent(self._token_bounds)
         if (route, upstream) not in self._latency:
             self._latency[route, upstream] = (Histogram(SECONDS), Histogram(PROCESSING))
         server_key = (operation, system, *named[:2])

@@ -91,10 +91,11 @@ class Recorder:
                 series.usage(usage)
                 if price is not None:
                     nano = usage.cost or price.cost(usage)
-                    series.spend(nano)
-                    cost = b"%d.%09d" % divmod(nano, NANO)
+                    series.spent.cost += nano
+                    # half the cost of the general form
+                    cost = b"0.%09d" % nano if nano < NANO else b"%d.%09d" % divmod(nano, NANO)
                 else:
-                    series.unpriced()
+                    series.spent.unpriced += 1
                 series.server_duration(now - sent)
                 if first:
                     series.time_to_first_token(first - sent)

@@ -53,8 +53,7 @@ def test_every_metric_is_explained() -> None:
     series = metrics.series(("/openai", "stub", "chat", "openai", "m", "m", "alice"))
     series.count("POST", 200, "ok")
     series.usage(Usage(10, 9, source="reported"))
-    series.spend(1)
-    series.unpriced()
+    series.spent.cost = series.spent.unpriced = 1
     for observe in (
         series.duration,
         series.processing,

@@ -1,7 +1,7 @@
 """Files of prices: our own table, agentgateway's model catalog, LiteLLM's model_prices JSON.
 
 Ours is an agentgateway catalog with a `date` and, for each provider, a `source` beside: prices in
-dollars for a million tokens, as text.
+dollars for a million tokens, as text; `request` in dollars for each request.
 
     {"providers": {"openai": {"models": {"gpt-4o": {
         "rates": {"input": "2.50", "output": "10", "cacheRead": "1.25"},
@@ -27,6 +27,7 @@ _OURS = {
     "cacheRead": "cache_read",
     "cacheWrite": "cache_write",
     "reasoning": "reasoning",
+    "request": "request",
 }
 _LITELLM = {
     "input_cost_per_token": "input",
@@ -34,6 +35,7 @@ _LITELLM = {
     "cache_read_input_token_cost": "cache_read",
     "cache_creation_input_token_cost": "cache_write",
     "output_cost_per_reasoning_token": "reasoning",
+    "input_cost_per_request": "request",
 }
 _ABOVE = re.compile(r"(.+)_above_([0-9]+)k_tokens")
 
@@ -130,6 +132,7 @@ def _complete(found: dict[str, int], above: int) -> Rates:
         found.get("cache_read"),
         found.get("cache_write"),
         found.get("reasoning"),
+        found.get("request"),
     )
 
 
@@ -144,7 +147,8 @@ def _litellm(name: str, given: dict[str, Any]) -> Listed | None:
             setting, above = match[1], int(match[2]) * 1000
         field = _LITELLM.get(setting)
         if field is not None and value is not None:
-            levels.setdefault(above, {})[field] = _per_million(value, name)
+            nano = _per_million(value, name)
+            levels.setdefault(above, {})[field] = nano // 10**6 if field == "request" else nano
     provider = str(given.get("litellm_provider") or "")
     prefix, slash, rest = name.partition("/")
     model = rest if slash and provider_name(prefix) == provider_name(provider) else name

@@ -325,7 +325,8 @@ class Route:
 class Rates(NamedTuple):
     """Prices in nano-USD for a million tokens; None: as `input`, of reasoning as `output`.
 
-    `above`: they hold for requests with more input tokens than that.
+    `above`: they hold for requests with more input tokens than that. `request`: nano-USD for each
+    request, beside its tokens; None: nothing.
     """
 
     above: int
@@ -334,6 +335,7 @@ class Rates(NamedTuple):
     cache_read: int | None = None
     cache_write: int | None = None
     reasoning: int | None = None
+    request: int | None = None
 
 
 class Listed(NamedTuple):
@@ -375,10 +377,11 @@ class Price:
     cache_read: int | None = setting(None, "of input tokens read from a cache; as input", "usd")
     cache_write: int | None = setting(None, "of input tokens put into a cache; as input", "usd")
     reasoning: int | None = setting(None, "where reasoning is priced apart; as output", "usd")
+    request: int | None = setting(None, "dollars for each request, beside its tokens", "usd")
     tiers: tuple[Rates, ...] = setting(
         (),
         "other prices for long prompts: [{ above = 200_000, input = 5, output = 22.5 }], with any "
-        "of the five prices",
+        "of these prices",
         "tiers",
     )
 

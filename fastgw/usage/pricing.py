@@ -84,8 +84,8 @@ class Price:
     """What a model costs, up to `above` input tokens; for longer prompts `over` holds."""
 
     __slots__ = (
-        "_cached", "_half", "_input", "_output", "_per", "_thought", "_written", "above", "over",
-        "rates",
+        "_cached", "_half", "_input", "_output", "_per", "_request", "_thought", "_written", "above",
+        "over", "rates",
     )  # fmt: skip
 
     def __init__(self, rates: Sequence[Rates]) -> None:
@@ -96,7 +96,8 @@ class Price:
         cached = plain if first.cache_read is None else first.cache_read
         written = plain if first.cache_write is None else first.cache_write
         thought = made if first.reasoning is None else first.reasoning
-        self.rates = Rates(first.above, plain, made, cached, written, thought)
+        self._request = first.request or 0
+        self.rates = Rates(first.above, plain, made, cached, written, thought, self._request)
         # In the smallest numbers that are exact: mostly nano-USD for a token.
         unit = gcd(plain, made, cached, written, thought, MILLION)
         self._per = MILLION // unit
@@ -128,7 +129,7 @@ class Price:
             cached = min(cached, given)
             total += cached * self._cached + min(written, given - cached) * self._written
             total += min(thought, made) * self._thought
-        return (total + self._half) // self._per
+        return (total + self._half) // self._per + self._request
 
     def most(self, usage: Usage) -> int:
         """What a request may cost of which `usage` is an estimate: a prompt near the next prices
@@ -142,7 +143,7 @@ class Price:
         """Output tokens that `amount` nano-USD pay for after this prompt, 0 if none."""
         if self.over is not None and input_tokens * 5 // 4 > self.above:
             return self.over.room(input_tokens, amount)
-        left = amount * self._per - input_tokens * self._input
+        left = (amount - self._request) * self._per - input_tokens * self._input
         each = self._output + max(0, self._thought)
         return max(0, left // each) if each else _NEVER
 
@@ -208,6 +209,7 @@ def _rates(setting: Setting) -> tuple[Rates, ...]:
             setting.cache_read,
             setting.cache_write,
             setting.reasoning,
+            setting.request,
         ),
         *setting.tiers,
     )

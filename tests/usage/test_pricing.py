@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from datetime import UTC, datetime
 from decimal import ROUND_HALF_UP, Decimal
 from pathlib import Path
 from typing import Any
@@ -238,3 +239,119 @@ def test_litellm_floats_are_read_as_they_are_meant() -> None:
             Rates(200_000, None, 3 * DOLLAR),
         ),
     )
+
+
+# the judge: genai-prices, a table that others keep
+
+FOLDER = Path(__file__).resolve().parents[3] / "shared" / "recorded"
+MOMENT = datetime(2027, 1, 2, 7, tzinfo=UTC)
+"""After the introductions that run out with 2026, and within DeepSeek's peak hours."""
+JUDGES = {
+    "bedrock": "aws",
+    "moonshot": "moonshotai",
+    "vertex": "google",
+    "xai": "x-ai",
+}
+HOSTS = {
+    "anthropic": "https://api.anthropic.com/v1",
+    "azure": "https://acme.openai.azure.com/openai",
+    "bedrock": "https://bedrock-runtime.us-east-1.amazonaws.com",
+    "cerebras": "https://api.cerebras.ai/v1",
+    "cohere": "https://api.cohere.com/v2",
+    "deepseek": "https://api.deepseek.com",
+    "fireworks": "https://api.fireworks.ai/inference/v1",
+    "google": "https://generativelanguage.googleapis.com/v1beta",
+    "google-vertex": "https://aiplatform.googleapis.com/v1",
+    "groq": "https://api.groq.com/openai/v1",
+    "mistral": "https://api.mistral.ai/v1",
+    "moonshot": "https://api.moonshot.ai/v1",
+    "openai": "https://api.openai.com/v1",
+    "perplexity": "https://api.perplexity.ai",
+    "together": "https://api.together.xyz/v1",
+    "vertex": "https://aiplatform.googleapis.com/v1",
+    "xai": "https://api.x.ai/v1",
+    "zai": "https://api.z.ai/api/paas/v4",
+}
+DIFFERENT: set[tuple[str, str]] = {
+    ("mistral", "mistral-large-latest"),
+}
+"""Listed in docs/pricing.md with the reason."""
+
+
+def judged(provider: str, model: str, usage: Usage) -> int | None:
+    """What the judge says, in nano-USD; None if it does not know the model."""
+    judge = pytest.importorskip("genai_prices")
+    try:
+        price = judge.calc_price(
+            judge.Usage(
+                input_tokens=usage.input_tokens,
+                output_tokens=usage.output_tokens,
+                cache_read_tokens=usage.cached_input_tokens or None,
+                cache_write_tokens=usage.cache_write_tokens or None,
+            ),
+            model,
+            provider_id=JUDGES.get(provider, provider),
+            genai_request_timestamp=MOMENT,
+        )
+    except LookupError:
+        return None
+    return int((price.total_price * 10**9).quantize(Decimal(1), ROUND_HALF_UP))
+
+
+def upstreams() -> PriceBook:
+    return PriceBook(
+        Config(upstreams=tuple(upstream(f"at {name}", url) for name, url in HOSTS.items()))
+    )
+
+
+@pytest.mark.parametrize("provider", sorted({provider for provider, _ in builtin()}))
+def test_the_table_agrees_with_the_judge(provider: str) -> None:
+    prices, compared = upstreams(), 0
+    for listed, model in sorted(builtin()):
+        if listed != provider or (provider, model) in DIFFERENT:
+            continue
+        name = model
+        if provider == "bedrock":
+            vendor = "anthropic" if "claude" in model else "openai" if "gpt" in model else "amazon"
+            prefix = "global" if model.startswith("global.") else "us"
+            name = f"{prefix}.{vendor}.{model.removeprefix('global.')}"
+            name = model if ":" in model else name
+        for usage in (Usage(1234, 567, 890), Usage(1234, 567, 0, 123), Usage(400_000, 1000, 9)):
+            price = prices.find(f"at {provider}", name)
+            expected = judged(provider, name, usage)
+            assert price is not None, name
+            if expected is not None:
+                compared += 1
+                assert price.cost(usage) == expected, (name, usage)
+    assert compared
+
+
+def recordings() -> list[dict[str, Any]]:
+    entries = [orjson.loads(path.read_bytes()) for path in sorted(FOLDER.glob("*.json"))]
+    return [each for each in entries if isinstance(each, dict) and each["expected"]["usage"]]
+
+
+@pytest.mark.parametrize("entry", recordings(), ids=lambda entry: entry["id"])
+def test_recorded_answers_cost_what_the_judge_says(entry: dict[str, Any]) -> None:
+    body = (FOLDER / entry["body"]).read_bytes()
+    said = re.search(rb'"(?:model|modelVersion)"\s*:\s*"([^"\\]+)"', body)
+    found = entry["expected"]["usage"]
+    usage = Usage(
+        found["input_tokens"],
+        found["output_tokens"],
+        found["cached_input_tokens"] or 0,
+        found["cache_write_tokens"] or 0,
+    )
+    prices, provider = upstreams(), entry["provider"]
+    name = f"at {provider}"
+    for model in (said[1].decode() if said else "", entry["request"].get("model") or ""):
+        price = prices.find(name, model) if model else None
+        if price is not None:
+            break
+    else:
+        pytest.skip(f"{provider} sells nothing of that name as far as the table knows")
+    judge = "vertex" if provider == "google-vertex" else provider
+    expected = judged(judge, model, usage)
+    if expected is None:
+        pytest.skip(f"the judge does not know {model} at {judge}")
+    assert price.cost(usage) == expected, model

@@ -24,6 +24,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -40,6 +41,8 @@ from tests.processes import ROOT
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+SERVED = "was served"
 
 LAST_PAUSE = 10.0
 """Seconds after which a supervisor starts a worker again at the latest."""
@@ -71,6 +74,7 @@ def run(
         began = time.monotonic()
         asyncio.run(_storm(crowd, faults, clients, seconds))
         took = time.monotonic() - began
+        (folder / "served").write_text("\n".join(sorted(crowd.seen.served)))  # for who looks on
         wrong = list(crowd.seen.wrong)
         try:
             house.rest()
@@ -84,8 +88,9 @@ def run(
         books = _audit(house)
         if not books.get("equal"):
             wrong.append("the books disagree")
-        short = _shortfall(books, crowd.seen.served)
-        wrong += [f"{name} was served {tokens} tokens too much" for name, tokens in short.items()]
+        short = shortfall(books, crowd.seen.served)
+        wrong += [f"{name} {SERVED} {tokens} tokens too much" for name, tokens in short.items()]
+        wrong += [f"{name}: {number} requests not counted" for name, number in uncounted(books)]
         books["exchanges"] = {kind: some[:5] for kind, some in books["exchanges"].items()}
         books["accounts"] = [row for row in books["accounts"] if row["difference"]]
         false = false_refusals(crowd.seen, house)
@@ -147,7 +152,19 @@ def _audit(house: House) -> dict[str, Any]:
     return found
 
 
-def _shortfall(books: dict[str, Any], served: set[str]) -> dict[str, int]:
+def uncounted(books: dict[str, Any]) -> list[tuple[str, int]]:
+    """By key, the requests that reached the provider and that no account of requests has. They are
+    counted as they are let in: none may be missing, whatever became of worker and log."""
+    reached = Counter(each["key"] for each in books["exchanges"].get(UNLOGGED, ()))
+    return [
+        (row["account"], missing)
+        for row in books["accounts"]
+        if row["budget"] == "calls"
+        and (missing := row["provider"] + reached[row["account"]] - row["used"]) > 0
+    ]
+
+
+def shortfall(books: dict[str, Any], served: set[str]) -> dict[str, int]:
     """By key, the tokens of answers that a client has whole, and no account. Whoever has the end of
     an answer has been charged for it, whatever became of the worker and its log."""
     owed: dict[str, int] = {}

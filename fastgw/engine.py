@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from fastgw.downstream.connection import DownstreamConnection
     from fastgw.errors import Refusal
     from fastgw.http1.request import RequestHead
-    from fastgw.plan import Planner
+    from fastgw.plan import Plan, Planner
     from fastgw.policy.ledger import Ledger
     from fastgw.recorder import Recorder
     from fastgw.settlement import Settlement
@@ -87,21 +87,25 @@ class Engine:
         closing: bool,
         head_only: bool = False,
         fields: bytes = b"",
+        request: RequestHead | None = None,
     ) -> bytes:
-        """The whole answer that a refusal is. `fields`: more header lines, each with CRLF."""
+        """The whole answer that a refusal is, in the dialect of its route. `fields`: more header
+        lines, each with CRLF."""
         lines = (field(name, value) for name, value in refusal.headers)
         return own_answer(
             refusal.status,
             request_id,
             b"content-type: application/json\r\n" + fields + b"".join(lines),
-            render(refusal, "openai", request_id.decode()),
+            render(refusal, self.planner.shape(request), request_id.decode()),
             closing,
             head_only,
         )
 
-    def count_prompt(self, body: bytes) -> int:
+    def count_prompt(self, body: bytes, plan: Plan | None) -> int:
         """Input tokens of a request body, counted."""
         message = read_object(body)
+        if message is not None and plan is not None:
+            message = plan.api.prompt(message)
         return prompt_tokens(message) if message is not None else 1
 
     def prompt_only(self, tokens: int) -> Metered:

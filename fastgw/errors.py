@@ -188,6 +188,7 @@ _UPSTREAM_FAILURES: dict[str, tuple[type[Refusal], str]] = {
     "malformed": (UpstreamUnavailable, "the provider's answer is not sound HTTP"),
     "unreadable": (UpstreamUnavailable, "the provider's answer cannot be read, so it is not shown"),
     "timeout": (UpstreamTimeout, "the provider did not answer in time"),
+    "cut": (UpstreamUnavailable, "the provider ended the stream early"),
     "stalled": (UpstreamTimeout, "the provider fell silent"),
     "full": (Overloaded, "too many requests wait for this provider; try again"),
 }
@@ -208,6 +209,17 @@ _ANTHROPIC_KINDS = {
     429: "rate_limit_error",
     503: "overloaded_error",
 }
+_GEMINI_STATES = {
+    400: "INVALID_ARGUMENT",
+    401: "UNAUTHENTICATED",
+    403: "PERMISSION_DENIED",
+    404: "NOT_FOUND",
+    429: "RESOURCE_EXHAUSTED",
+    500: "INTERNAL",
+    502: "UNAVAILABLE",
+    503: "UNAVAILABLE",
+    504: "DEADLINE_EXCEEDED",
+}
 
 
 def render(refusal: Refusal, dialect: str = "openai", request_id: str = "") -> bytes:
@@ -215,7 +227,18 @@ def render(refusal: Refusal, dialect: str = "openai", request_id: str = "") -> b
 
     OpenAI: `{"error": {"message", "type", "param", "code"}}`.
     Anthropic: `{"type": "error", "error": {"type", "message"}, "request_id"}`.
+    Gemini: `{"error": {"code", "message", "status"}}`; `code` is the HTTP status.
+    Cohere and Bedrock: `{"message"}`; Ollama: `{"error"}`, a sentence each.
     """
+    if dialect == "gemini":
+        state = _GEMINI_STATES.get(refusal.status, "FAILED_PRECONDITION")
+        return orjson.dumps(
+            {"error": {"code": refusal.status, "message": refusal.message, "status": state}}
+        )
+    if dialect in ("cohere", "bedrock"):
+        return orjson.dumps({"message": refusal.message})
+    if dialect == "ollama":
+        return orjson.dumps({"error": refusal.message})
     if dialect == "anthropic":
         kind = _ANTHROPIC_KINDS.get(refusal.status, "api_error")
         return orjson.dumps(
@@ -235,3 +258,9 @@ def render(refusal: Refusal, dialect: str = "openai", request_id: str = "") -> b
             }
         }
     )
+
+
+def render_event(refusal: Refusal, dialect: str) -> bytes:
+    """The server-sent event that tells the reader of a stream why it ends."""
+    data = b"data: " + render(refusal, dialect) + b"\n\n"
+    return b"event: error\n" + data if dialect == "anthropic" else data

@@ -31,10 +31,9 @@ from fastgw.inspection import inspect, unread
 from fastgw.keyring import key_info
 from fastgw.model import Usage
 from fastgw.policy.limit_headers import exceeded, limit_fields
-from fastgw.relay import EVENT_STREAM, EditedRelay, Relay, make_meter, whole_answer
+from fastgw.relay import STREAMS, EditedRelay, Relay, make_meter, whole_answer
 from fastgw.reservation import charge_so_far
 from fastgw.upstream.pool import Ticket
-from fastgw.usage import openai
 from fastgw.usage.meter import UNMETERED, Metered, read_answer
 
 if TYPE_CHECKING:
@@ -385,14 +384,14 @@ class Exchange:
             self.request_id,
         )
         closes = connection.closes_after_answer or not request.keep_alive
-        if ended and head.media != EVENT_STREAM and not head.encoding and plan.edit is None:
+        if ended and head.media not in STREAMS and not head.encoding and plan.edit is None:
             # All of it at once, as most buffered answers come: no relay, no meter to set up.
             connection.write(whole_answer(request, head, extra, body, closes))
             self.bytes_out = len(body)
             self._upstream = None
             verdict = UNMETERED
             if plan.reads and head.status < 400:
-                verdict = read_answer(openai, body, plan.counts, plan.echoes, self._count_prompt)
+                verdict = read_answer(plan.api, body, plan.counts, plan.echoes, self._count_prompt)
             self._finish("upstream_error_event" if verdict.error else "ok", verdict)
             connection.done(not closes)
             return
@@ -440,7 +439,7 @@ class Exchange:
     def on_upstream_failure(self, reason: str) -> None:
         """No (more) answer from the provider."""
         upstream, self._upstream = self._upstream, None
-        relay = self._relay
+        plan, relay = self.plan, self._relay
         if relay is None or not relay.begun:
             if (
                 reason == "reset"
@@ -458,7 +457,7 @@ class Exchange:
             self._refuse(upstream_failure(reason))
             return
         if relay.event_stream and self._meter is not None and self._meter.between_events:
-            relay.error_event("upstream_unavailable", "the provider ended the stream early")
+            relay.error_event(upstream_failure("cut"), plan.api.shape if plan else "openai")
         self._end("upstream_stalled" if reason == "stalled" else "upstream_cut", complete=False)
 
     # back-pressure
@@ -522,6 +521,7 @@ class Exchange:
                 closing=closing,
                 head_only=self.request.method == b"HEAD",
                 fields=self._cors,
+                request=self.request,
             )
         )
         self._finish(refusal.code, UNMETERED)
@@ -554,7 +554,7 @@ class Exchange:
 
     def _count_prompt(self) -> int:
         if self._prompt < 0:
-            self._prompt = self._engine.count_prompt(self._body)
+            self._prompt = self._engine.count_prompt(self._body, self.plan)
         return self._prompt
 
     def _finish(self, reason: str, verdict: Metered) -> None:

@@ -38,22 +38,32 @@ def inspect(plan: Plan, request: RequestHead, body: bytes) -> Inspected:
     if plan.operation:
         settings = plan.pool.settings
         size = len(body)
+        asks = plan.asks_usage
         body, message, model, streams, injected = read_json(
-            body, plan.asks_usage, plan.exact, settings.model, settings.model_aliases
+            body,
+            asks is not None and asks.on,
+            plan.exact,
+            settings.model,
+            settings.model_aliases,
+            plan.named,
+            plan.streams,
         )
         if plan.key.rules:
             refuse_unmeterable(plan.operation, message)
         if size > KEEP_PROMPT or plan.reserves:
-            prompt = prompt_tokens(message)
+            prompt = prompt_tokens(plan.api.prompt(message))
         if plan.reserves:
-            output = output_limit(plan.operation, message, settings.default_max_tokens)
+            default = settings.default_max_tokens
+            output = output_limit(plan.api, plan.operation, message, default)
             reservation = Reservation(
-                Usage(prompt, output), plan.operation, message if plan.clamps else None
+                Usage(prompt, output), plan.api, plan.operation, message if plan.clamps else None
             )
     else:
         # Known by no operation, but the key (or route) is limited to models.
         kind = request.get(b"content-type") or b""
-        if kind.startswith(b"multipart/form-data"):
+        if plan.named:
+            model = plan.named
+        elif kind.startswith(b"multipart/form-data"):
             model = form_model(body, kind)
         else:
             body, _, model, _, _ = read_json(body, False, True)
@@ -71,4 +81,5 @@ def inspect(plan: Plan, request: RequestHead, body: bytes) -> Inspected:
 def unread(plan: Plan, size: int) -> Reservation:
     """The reservation for a body that is not looked at, of `size` bytes as far as is known."""
     prompt = max(0, size) // BYTES_PER_TOKEN
-    return Reservation(Usage(prompt, plan.pool.settings.default_max_tokens), "", None)
+    estimate = Usage(prompt, plan.pool.settings.default_max_tokens)
+    return Reservation(estimate, plan.api, "", None)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 from functools import partial
 from typing import TYPE_CHECKING
+from urllib.parse import quote, unquote
 
 from fastgw.config.expression import parse_expression
 from fastgw.config.tables import Key
@@ -18,6 +19,7 @@ from fastgw.errors import (
     MetadataMissing,
     MissingKey,
     NotImplementedHere,
+    Refusal,
     RouteNotFound,
     UnpricedModel,
     UnsupportedEncoding,
@@ -28,7 +30,7 @@ from fastgw.keyring import Keyring, VirtualKey
 from fastgw.policy.admission import Facts, any_matches, evaluate, make_rules
 from fastgw.policy.routing import Router, normalise
 from fastgw.relay import only_models
-from fastgw.usage import openai
+from fastgw.usage.dialects import DIALECTS
 from fastgw.usage.pricing import PriceBook
 
 if TYPE_CHECKING:
@@ -41,6 +43,7 @@ if TYPE_CHECKING:
     from fastgw.policy.account import Account
     from fastgw.policy.ledger import Ledger
     from fastgw.upstream.pool import Pool
+    from fastgw.usage.api import Api
     from fastgw.usage.pricing import Price
 
 _DROPPED = HOP_BY_HOP | {
@@ -50,6 +53,7 @@ _DROPPED = HOP_BY_HOP | {
     b"authorization",
     b"x-api-key",
     b"api-key",
+    b"x-goog-api-key",
     b"accept-encoding",
     b"x-request-id",
     b"request-id",
@@ -71,6 +75,9 @@ _RANGES = frozenset({b"range", b"if-range"})
 
 _MODELS_OF_A_PLAN = 64
 
+FREE = frozenset({"count_tokens"})
+"""Operations that cost nothing."""
+
 KEY_INFO = b"/key/info"
 """The one path of the data port that is not a route's: what a key may know of itself."""
 
@@ -78,7 +85,9 @@ KEY_INFO = b"/key/info"
 class Plan:
     """See the module. `head` is the upstream head without x-request-id, framing and last CRLF.
 
-    `operation` is "" for paths whose bodies we do not know. `metered` says that budgets apply,
+    `operation` is "" for paths whose bodies we do not know, `api` the format of its answers,
+    `named` the model that its path names, `streams` whether path or format ask for a stream (None:
+    where the body does). `metered` says that budgets apply,
     `reads` that the answer is looked at for usage, `counts` that it is counted where it tells none,
     `buffered` that the body is read before it is sent on, `strict` that the model decides, `exact`
     that the body is sent as we read it. `informs`: no route, the key asks about itself.
@@ -86,6 +95,7 @@ class Plan:
 
     __slots__ = (
         "accounts",
+        "api",
         "asks_usage",
         "buffered",
         "clamps",
@@ -100,6 +110,7 @@ class Plan:
         "informs",
         "key",
         "metered",
+        "named",
         "operation",
         "path",
         "pool",
@@ -108,9 +119,11 @@ class Plan:
         "request_id",
         "reserves",
         "route",
+        "streams",
         "strict",
     )
 
+    api: Api
     key: VirtualKey
     route: Route
     pool: Pool
@@ -120,6 +133,8 @@ class Plan:
         self.head = b""
         self.path = ""
         self.operation = ""
+        self.named = ""
+        self.streams: bool | None = None
         self.metered = False
         self.informs = False
         self.reads = False
@@ -132,7 +147,7 @@ class Plan:
         self.counts = False  # an answer without usage is counted
         self.echoes = False  # the answer repeats JSON of the client's
         self.edit: Callable[[bytes], bytes | None] | None = None  # what becomes of an answer's body
-        self.asks_usage = False  # streams are asked for their usage
+        self.asks_usage: Asking | None = None  # streams are asked for their usage
         self.request_id = b""
         self.facts: Facts = Facts({}, _no_header, "", "")
         self.accounts: dict[str, tuple[Account, ...]] = {}
@@ -145,6 +160,16 @@ class Plan:
             return False
         patterns = self.route.models
         return not patterns or bool(model and any_matches(patterns, model))
+
+
+class Asking:
+    """Whether the streams of an upstream are asked for their usage: until it says that it does not
+    know the option."""
+
+    __slots__ = ("on",)
+
+    def __init__(self, on: bool) -> None:
+        self.on = on
 
 
 def _no_header(name: str) -> str | None:
@@ -164,7 +189,11 @@ class Planner:
         self._pools = pools
         self._ledger = ledger
         self._upstreams = {upstream.name: upstream for upstream in config.upstreams}
-        self._prefixes = {upstream.name: _prefix(upstream) for upstream in config.upstreams}
+        self._prefixes: dict[tuple[str, str], bytes] = {}
+        self._asking = {
+            upstream.name: Asking(upstream.include_usage and DIALECTS[upstream.dialect].asks)
+            for upstream in config.upstreams
+        }
         self._labels = tuple(
             parse_expression(text) for text in (config.metrics.labels or {}).values()
         )
@@ -202,9 +231,16 @@ class Planner:
         plan.pool = self._pools[upstream.name]
         plan.path = path.decode("ascii")
         writes = request.method in (b"POST", b"PUT", b"PATCH")
+        dialect = DIALECTS[upstream.dialect]
+        plan.api, operation = dialect.find(target.below)
         if request.method == b"POST":
-            plan.operation = openai.operation(target.below)
-        plan.metered = writes and route.budgets
+            plan.operation = operation
+        api = plan.api
+        plan.named = unquote(api.path_model(target.below))
+        plan.streams = api.path_streams(target.below)
+        if plan.streams is None and operation in api.STREAMS:
+            plan.streams = True
+        plan.metered = writes and route.budgets and operation not in FREE
         limited = bool(plan.key.allowed_models or route.models)
         plan.strict = writes and limited
         plan.exact = plan.strict or any(
@@ -222,25 +258,27 @@ class Planner:
             plan.buffered = True  # for the model that it may name
         plan.counts = plan.operation != ""
         plan.reads = plan.metered and (
-            plan.counts or not target.below.lower().startswith(openai.SHOWS_OLD_USAGE)
+            plan.counts or not target.below.lower().startswith(api.SHOWS_OLD_USAGE)
         )
-        plan.echoes = plan.operation == "responses"
-        if limited and request.method == b"GET" and target.below.lower() == openai.MODELS:
+        plan.echoes = plan.operation in api.ECHOES
+        if limited and request.method == b"GET" and target.below.lower() in api.MODELS:
             plan.edit = partial(only_models, plan.allows_model)
-        plan.asks_usage = (
-            upstream.include_usage
-            and plan.metered
-            and plan.operation in openai.TAKES_STREAM_OPTIONS
-        )
+        if plan.metered and plan.operation in api.TAKES_STREAM_OPTIONS:
+            plan.asks_usage = self._asking[upstream.name]
         if plan.buffered and request.get(b"content-encoding") not in (None, b"identity"):
             raise UnsupportedEncoding("send the body without Content-Encoding: it must be read")
         plan.facts = Facts(plan.key.metadata, _header_reader(request), plan.path, "")
         query = b"" if shown.query is None else b"?" + shown.query
+        path = target.path
+        if plan.named:
+            sent = upstream.model or (upstream.model_aliases or {}).get(plan.named, "")
+            if sent:
+                path = _rename(path, api.path_model(target.below), sent)
         plan.head = b"%b %b%b HTTP/1.1\r\n%b%b" % (
             request.method,
-            target.path,
+            path,
             query,
-            self._prefixes[upstream.name],
+            self._prefix(upstream, dialect.credential or api.credential),
             _client_fields(request, shown.fields, upstream, plan.metered, plan.edit is not None),
         )
         return plan
@@ -276,7 +314,7 @@ class Planner:
         that the client asked for; None if none of them has one."""
         upstream = plan.pool.settings
         sent = upstream.model or (upstream.model_aliases or {}).get(model, "")
-        for name in (answered, sent, model):
+        for name in (answered, sent, model or plan.named):
             if name and (price := self.prices.find(upstream.name, name)) is not None:
                 return price
         return None
@@ -294,8 +332,9 @@ class Planner:
         ]
         if not budgets or self._on_unpriced != "deny" or self.price(plan, model) is not None:
             return
-        if plan.operation or model or any(limit.reserves for limit in budgets):
-            what = f"model '{model[:100]}' has no price" if model else "no model is named"
+        name = model or plan.named
+        if plan.operation or name or any(limit.reserves for limit in budgets):
+            what = f"model '{name[:100]}' has no price" if name else "no model is named"
             raise UnpricedModel(
                 f"{what}, and budget '{budgets[0].name}' counts dollars; use another model, or "
                 "have the operator add it to [[prices]]"
@@ -308,6 +347,35 @@ class Planner:
             for rule in plan.key.rules
             if (values := rule.values(plan.facts)) is not None
         )
+
+    def shape(self, request: RequestHead | None) -> str:
+        """The dialect in which the sender of a head reads an error."""
+        try:
+            if request is not None:
+                path = normalise(request.path)
+                target = self._router.find(request.host, path, request.method)
+                if target is not None:
+                    dialect = DIALECTS[self._upstreams[target.route.upstream].dialect]
+                    return dialect.find(target.below)[0].shape
+        except Refusal:
+            pass
+        return "openai"
+
+    def _prefix(self, upstream: Upstream, credential: str) -> bytes:
+        """The part of the upstream head that is the same for all requests: Host, our credential in
+        the header that the format wants, extras."""
+        found = self._prefixes.get((upstream.name, credential))
+        if found is None:
+            authority = upstream.base_url.split("//", 1)[1].split("/", 1)[0]
+            lines = [field("host", authority)]
+            if upstream.api_key:
+                name, _, scheme = credential.partition(": ")
+                lines.append(field(name, scheme + upstream.api_key))
+            lines += [
+                field(name.lower(), value) for name, value in (upstream.headers or {}).items()
+            ]
+            found = self._prefixes[upstream.name, credential] = b"".join(lines)
+        return found
 
     def labels(self, plan: Plan | None, model: str) -> tuple[str, ...]:
         """The values of the operator's metric labels, "" where one has no value."""
@@ -325,14 +393,10 @@ def _header_reader(request: RequestHead) -> Callable[[str], str | None]:
     return read
 
 
-def _prefix(upstream: Upstream) -> bytes:
-    """The part of the upstream head that is the same for all requests: Host, credential, extras."""
-    authority = upstream.base_url.split("//", 1)[1].split("/", 1)[0]
-    lines = [field("host", authority)]
-    if upstream.api_key:
-        lines.append(field("authorization", f"Bearer {upstream.api_key}"))
-    lines += [field(name.lower(), value) for name, value in (upstream.headers or {}).items()]
-    return b"".join(lines)
+def _rename(path: bytes, asked: str, sent: str) -> bytes:
+    """A path that names a model, with another in its place."""
+    head, _, rest = path.rpartition(asked.encode())
+    return head + quote(sent, safe="").encode() + rest
 
 
 def _client_fields(

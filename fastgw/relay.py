@@ -14,9 +14,11 @@ from typing import TYPE_CHECKING
 
 import orjson
 
+from fastgw.errors import render_event
 from fastgw.http1.body import LAST_CHUNK, chunk
 from fastgw.http1.serialize import status_line
-from fastgw.usage import openai
+from fastgw.sse import EventFramer
+from fastgw.usage.framing import ArrayFramer, Framer, LineFramer, MessageFramer
 from fastgw.usage.meter import (
     NO_METER,
     InflatingMeter,
@@ -30,6 +32,7 @@ from fastgw.usage.payload import read_object
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from fastgw.errors import Refusal
     from fastgw.http1.request import RequestHead
     from fastgw.http1.response import ResponseHead
     from fastgw.plan import Plan
@@ -39,6 +42,16 @@ _NO_STORE = b"x-accel-buffering: no\r\n"
 MAX_EDITED = 4 * 1024 * 1024
 
 EVENT_STREAM = b"text/event-stream"
+STREAMS: dict[bytes, Callable[[], Framer]] = {
+    EVENT_STREAM: EventFramer,
+    b"application/x-ndjson": LineFramer,
+    b"application/ndjson": LineFramer,
+    b"application/jsonl": LineFramer,
+    b"application/x-jsonlines": LineFramer,
+    b"application/stream+json": LineFramer,
+    b"application/vnd.amazon.eventstream": MessageFramer,
+}
+"""Media types of streams, and what cuts them into events."""
 
 
 def make_meter(plan: Plan, head: ResponseHead, strip: bool) -> Meter:
@@ -49,10 +62,14 @@ def make_meter(plan: Plan, head: ResponseHead, strip: bool) -> Meter:
     if head.encoding and not compressed:
         return OpaqueMeter() if plan.counts else NO_METER
     meter: Meter
-    if head.media == EVENT_STREAM:
-        meter = StreamMeter(openai, strip=strip and not compressed, counts=plan.counts)
+    make = STREAMS.get(head.media)
+    if make is not None:
+        strip = strip and not compressed and make is EventFramer
+        meter = StreamMeter(plan.api, strip=strip, counts=plan.counts, framer=make())
+    elif plan.streams and head.media == b"application/json":  # Gemini without `alt=sse`
+        meter = StreamMeter(plan.api, counts=plan.counts, framer=ArrayFramer())
     else:
-        meter = JsonMeter(openai, counts=plan.counts, echoes=plan.echoes)
+        meter = JsonMeter(plan.api, counts=plan.counts, echoes=plan.echoes)
     return InflatingMeter(meter) if compressed else meter
 
 
@@ -72,8 +89,9 @@ def whole_answer(
 
 
 def only_models(allows: Callable[[str], bool], body: bytes) -> bytes | None:
-    """A list of models (`{"data": [{"id": …}]}`) without those that may not be used; None where it
-    cannot be read. A JSON object without a list is passed on as it is."""
+    """A list of models (`{"data": [{"id": …}]}`, Gemini: `{"models": [{"name": "models/…"}]}`)
+    without those that may not be used; None where it cannot be read. A JSON object without a list
+    is passed on as it is."""
     message = read_object(body)
     if message is None:
         return None
@@ -87,8 +105,12 @@ def only_models(allows: Callable[[str], bool], body: bytes) -> bytes | None:
                 for each in listed
                 if not isinstance(each, dict)
                 or not isinstance(name := each.get("id") or each.get("name"), str)
-                or allows(name)
+                or allows(name.removeprefix("models/"))
             ]
+            if "first_id" in message:  # Anthropic's, of this page
+                names = [each.get("id") for each in message[place] if isinstance(each, dict)]
+                message["first_id"] = names[0] if names else None
+                message["last_id"] = names[-1] if names else None
     return orjson.dumps(message) if found else body
 
 
@@ -169,15 +191,12 @@ class Relay:
         framed = chunk(body) if body else b""
         return framed + LAST_CHUNK if ended else framed
 
-    def error_event(self, code: str, message: str) -> None:
+    def error_event(self, refusal: Refusal, dialect: str) -> None:
         """Tell the reader of a stream why it ends; nothing after it says that it is whole. Not in a
         body of known size, which our bytes would complete."""
         if self._sized:
             return
-        event = orjson.dumps(
-            {"error": {"message": message, "type": "server_error", "param": None, "code": code}}
-        )
-        data = b"data: " + event + b"\n\n"
+        data = render_event(refusal, dialect)
         self._write(chunk(data) if self._chunked else data)
 
 

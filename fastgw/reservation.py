@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from fastgw.engine import Engine
     from fastgw.model import Usage
     from fastgw.settlement import Waiter
+    from fastgw.usage.api import Api
     from fastgw.usage.pricing import Price
 
 
@@ -29,11 +30,15 @@ class Reservation:
     """Of one exchange. `estimate`: what it may cost; `promises`: what it was promised; `clamped`:
     whether `message`, the request body, was changed to ask for less."""
 
-    __slots__ = ("_asked", "_operation", "_price", "_since", "clamped", "estimate", "message",
-                 "promises")  # fmt: skip
+    __slots__ = ("_api", "_asked", "_operation", "_price", "_since", "clamped", "estimate",
+                 "message", "promises")  # fmt: skip
 
-    def __init__(self, estimate: Usage, operation: str, message: dict[str, Any] | None) -> None:
-        """`message`: None where it is not ours to change."""
+    def __init__(
+        self, estimate: Usage, api: Api, operation: str, message: dict[str, Any] | None
+    ) -> None:
+        """`api` and `operation` say where `message` limits the output; it is None where it is not
+        ours to change."""
+        self._api = api
         self.estimate = estimate
         self.message = message
         self.clamped = False
@@ -107,7 +112,7 @@ class Reservation:
                 room = min(room, left)
         if message is None or room < 1 or room == estimate.output_tokens:
             return False
-        allowed = limit_output(self._operation, message, room)
+        allowed = limit_output(self._api, self._operation, message, room)
         if not allowed:
             return False
         self.estimate = estimate._replace(output_tokens=allowed)

@@ -68,6 +68,31 @@ class EventFramer:
         """The bytes of the unfinished event; servers often end without the last blank line."""
         return b"".join(self._pieces)
 
+    def payloads(self, block: bytes) -> Iterator[bytes]:
+        """See the function of that name."""
+        return payloads(block)
+
+    def matches(self, block: bytes, pattern: re.Pattern[bytes]) -> Iterator[tuple[int, int]]:
+        """Where the events of a block stand that match: start and end of each."""
+        if b"\r" in block:
+            end = 0
+            for event in split_events(block):
+                start, end = end, end + len(event)
+                if pattern.search(event) is not None:
+                    yield start, end
+            return
+        end = 0
+        while (match := pattern.search(block, end)) is not None:
+            blank = block.rfind(b"\n\n", end, match.start())
+            start = end if blank < 0 else blank + 2
+            blank = block.find(b"\n\n", match.end())
+            end = len(block) if blank < 0 else blank + 2
+            yield start, end
+
+    def count(self, block: bytes) -> int:
+        """Events in a block, about."""
+        return block.count(b"data:")
+
 
 def last_end(data: bytes) -> int:
     """The position after the last blank line in `data`, 0 if there is none.

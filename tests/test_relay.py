@@ -13,12 +13,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fastgw.errors import upstream_failure
 from fastgw.http1.body import chunk
 from fastgw.http1.request import RequestHead, read_request_head
 from fastgw.http1.response import ResponseHead, read_response_head
 from fastgw.plan import Plan
 from fastgw.relay import MAX_EDITED, EditedRelay, Relay, make_meter, only_models, whole_answer
 from fastgw.usage.meter import NO_METER, InflatingMeter, JsonMeter, OpaqueMeter, StreamMeter
+from fastgw.usage.openai import OPENAI
 
 EXTRA = b"x-request-id: r1\r\n"
 SSE = b"Content-Type: text/event-stream; charset=utf-8"
@@ -126,7 +128,7 @@ def test_an_answer_that_breaks_off_is_never_taken_for_a_whole_one(
     assert read(data).end == ""
     written: list[bytes] = []
     one._write = written.append
-    one.error_event("upstream_unavailable", "the provider ended the stream early")
+    one.error_event(upstream_failure("cut"), "openai")
     found = read(data + b"".join(written))
     assert found.end == ""
     if known:
@@ -206,6 +208,7 @@ def test_an_answer_that_is_here_in_full(body: bytes, closes: bool, minor: int) -
 
 def plan(**more: bool) -> Plan:
     one = Plan()
+    one.api = OPENAI
     one.reads = one.counts = True
     for name, value in more.items():
         setattr(one, name, value)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from bench.micro.timing import Row, show, timed
-from fastgw.usage import openai
+from fastgw.usage.openai import OPENAI
 from fastgw.usage.meter import StreamMeter, read_answer
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ def stream(event: bytes, *, strip: bool = False, ends: bool = True) -> Callable[
     """A whole stream of EVENTS events through a meter; with `ends` its usage comes."""
 
     def whole() -> object:
-        meter = StreamMeter(openai, strip=strip)
+        meter = StreamMeter(OPENAI, strip=strip)
         for _ in range(EVENTS):
             meter.feed(event)
         if ends:
@@ -69,7 +69,7 @@ def run(number: int = 200) -> list[Row]:
         rows.append(
             timed(
                 f"a buffered answer of {len(body):,} bytes",
-                lambda body=body: read_answer(openai, body, True, False, _prompt),  # type: ignore[misc]
+                lambda body=body: read_answer(OPENAI, body, True, False, _prompt),  # type: ignore[misc]
                 number * 10,
             )
         )

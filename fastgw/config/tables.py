@@ -283,8 +283,8 @@ class Upstream:
         "openai",
         "how usage is read and how the credential is sent",
         "choice",
-        ("openai",),
-        later=("anthropic", "gemini", "azure", "bedrock", "cohere", "ollama", "auto"),
+        ("openai", "anthropic", "auto"),
+        later=("gemini", "azure", "bedrock", "cohere", "ollama"),
     )
     model: str = setting("", "sent in place of the model that the client asked for")
     model_aliases: dict[str, str] = setting(

@@ -1,4 +1,5 @@
-"""What the stub provider says: OpenAI's shapes, deterministic, made once for each behaviour."""
+"""What the stub provider says: OpenAI's shapes here, others in `formats`; deterministic, made once
+for each behaviour."""
 
 from __future__ import annotations
 
@@ -7,6 +8,8 @@ from itertools import cycle, islice
 from typing import TYPE_CHECKING, Any
 
 import orjson
+
+from fastgw.demo import formats
 
 if TYPE_CHECKING:
     from fastgw.demo.behaviour import Behaviour
@@ -81,7 +84,10 @@ def _response(model: str, behaviour: Behaviour, status: str) -> dict[str, Any]:
 def body(operation: str, model: str, behaviour: Behaviour) -> bytes:
     """The buffered answer."""
     answer: dict[str, Any]
-    if operation == "embeddings":
+    other = formats.body(operation, model, behaviour, words(behaviour.events))
+    if other is not None:
+        answer = other
+    elif operation == "embeddings":
         answer = {
             "object": "list",
             "data": [{"object": "embedding", "index": 0, "embedding": [0.25, -0.5, 1.0]}],
@@ -91,12 +97,11 @@ def body(operation: str, model: str, behaviour: Behaviour) -> bytes:
     elif operation == "responses":
         answer = _response(model, behaviour, "completed")
     elif operation == "models":
-        names = ("gpt-3.5-turbo", "gpt-4o", "gpt-4o-mini")
         answer = {
             "object": "list",
             "data": [
                 {"id": name, "object": "model", "created": _CREATED, "owned_by": "stub"}
-                for name in names
+                for name in formats.MODELS
             ],
         }
     else:
@@ -130,11 +135,13 @@ def body(operation: str, model: str, behaviour: Behaviour) -> bytes:
 def events(operation: str, model: str, behaviour: Behaviour, asked: bool) -> tuple[bytes, ...]:
     """The events of a stream, each with the blank line that ends it."""
     end = b"\r\n\r\n" if behaviour.crlf else b"\n\n"
-    found = (
-        _responses_events(model, behaviour)
-        if operation == "responses"
-        else _choice_events(operation, model, behaviour, asked)
-    )
+    found = formats.events(operation, model, behaviour, words(behaviour.events))
+    if found is None:
+        found = (
+            _responses_events(model, behaviour)
+            if operation == "responses"
+            else _choice_events(operation, model, behaviour, asked)
+        )
     lines = []
     for kind, value in found:
         if behaviour.pad and value is not None:

@@ -1,6 +1,7 @@
-"""A stub of an LLM provider that speaks OpenAI's API: for the demo, the tests and the benchmark.
+"""A stub of an LLM provider: for the demo, the tests and the benchmark.
 
     POST …/chat/completions, /completions, /embeddings, /responses    JSON or server-sent events
+    POST …/messages, …/models/NAME:generateContent, :streamGenerateContent       the same
     GET  …/models
     GET  /stub/log, /stub/last, DELETE /stub/log                      what it was asked and did
 
@@ -26,7 +27,7 @@ from typing import Any, cast
 import orjson
 import uvloop
 
-from fastgw.demo import answers
+from fastgw.demo import answers, formats
 from fastgw.demo.behaviour import Behaviour
 from fastgw.demo.options import add_options
 from fastgw.demo.stub_log import Line, StubLog, said_by_body, said_by_events
@@ -168,15 +169,17 @@ class _Connection(asyncio.Protocol):
             self._control(method, path)
             return
         provider = self._provider
-        operation = next((_OPERATIONS[each] for each in _OPERATIONS if path.endswith(each)), "")
+        operation, named = formats.find(path, lowered)
+        if not operation:
+            operation = next((_OPERATIONS[each] for each in _OPERATIONS if path.endswith(each)), "")
         request = orjson.loads(body) if body[:1] == b"{" else {}
-        model = request.get("model") or "gpt-3.5-turbo"
+        model = named or request.get("model") or "gpt-3.5-turbo"
         try:
             behaviour = _choose(provider.behaviour, _header(head, lowered, b"x-stub"), model)
         except ValueError as error:
             self._send_json(400, orjson.dumps({"error": {"message": str(error)}}))
             return
-        stream = request.get("stream") is True
+        stream = request.get("stream") is True or operation == formats.STREAMS_BY_PATH
         if provider.books is not None:
             self._write_down()
             self._line = Line(
@@ -263,9 +266,14 @@ class _Connection(asyncio.Protocol):
             self._reset()
 
     def _reported(self, behaviour: Behaviour, stream: bool, asked: bool, operation: str) -> None:
-        if self._entry is None or operation == "models" or behaviour.usage == "never":
+        if (
+            self._entry is None
+            or operation in formats.REPORTS_NOTHING
+            or behaviour.usage == "never"
+        ):
             return
-        if stream and behaviour.usage == "asked" and not asked and operation != "responses":
+        always = operation in formats.ALWAYS_REPORT
+        if stream and behaviour.usage == "asked" and not asked and not always:
             return
         self._entry["prompt"] = behaviour.prompt
         self._entry["completion"] = 0 if operation == "embeddings" else behaviour.output

@@ -18,16 +18,18 @@ import re
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from fastgw.model import NO_USAGE, Usage
-from fastgw.sse import EventFramer, payloads, split_events
-from fastgw.usage.estimate import BYTES_PER_TOKEN, ByteCounter
+from fastgw.sse import BOM, EventFramer
+from fastgw.usage.estimate import BYTES_PER_TOKEN
+from fastgw.usage.framing import ArrayFramer, LineFramer
 from fastgw.usage.payload import Inflater, read_object, read_objects
+from fastgw.usage.tokens import counter_for
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
-_USAGE = re.compile(rb'"usage"\s*:\s*\{')
-_TAIL_USAGE = re.compile(rb'"usage"\s*:\s*(\{[^{}]*(?:\{[^{}]*\}[^{}]*)*\})')
-_MODEL = re.compile(rb'"model"\s*:\s*"([^"\\]{1,200})"')
+    from fastgw.usage.api import Api
+    from fastgw.usage.estimate import Counter
+    from fastgw.usage.framing import Framer
 
 _TEXT = re.compile(
     rb'"(?:content|text|reasoning_content|reasoning|refusal|arguments)"\s*:\s*"((?:[^"\\]|\\.)*)'
@@ -49,26 +51,22 @@ MAX_EVENT = 16 * 1024 * 1024
 PARSE_WHOLE = 64 * 1024
 """A buffered answer up to this size is parsed whole; of a larger one the end is searched."""
 
+_BLANKS = BOM + b" \t\r\n"
+_NOTHING = (b"", b"data: [DONE]", b"data:[DONE]")
+"""What may follow a report and adds nothing to it."""
+
 KEEP_BODY = 4 * 1024 * 1024
 TAIL = 8 * 1024
 
 
-class Dialect(Protocol):
-    """What the meter asks of a dialect; a module fulfils it."""
-
-    def usage_object(self, message: dict[str, Any], /) -> dict[str, Any] | None: ...
-    def normal_form(self, usage: dict[str, Any], /) -> Usage | None: ...
-    def is_usage_only(self, event: dict[str, Any], /) -> bool: ...
-    def texts(self, message: dict[str, Any], /) -> list[str]: ...
-    def model(self, message: dict[str, Any], /) -> str: ...
-
-
 class Metered(NamedTuple):
-    """What the meter found: the usage, the model that answered ("" unknown), an error event."""
+    """What the meter found: the usage, the model that answered ("" unknown), an error event, and
+    the usage as the provider reported it: of several reports the last value of each member."""
 
     usage: Usage
     model: str
     error: bool
+    reported: dict[str, Any] | None = None
 
 
 UNMETERED = Metered(NO_USAGE, "", False)
@@ -97,44 +95,47 @@ class Meter(Protocol):
 
 
 class StreamMeter:
-    """Watches server-sent events.
+    """Watches server-sent events, or what another framer cuts into events.
 
     With `strip` the extra event that include_usage makes is taken out, and nothing else: an
     unfinished event is held until it is whole, since it might be that one.
     """
 
     __slots__ = (
+        "_api",
         "_at_report",
         "_blocks",
         "_counter",
         "_counts",
         "_covered",
-        "_dialect",
         "_first",
         "_framer",
         "_kept",
         "_last",
         "_passed",
+        "_search",
         "_strip",
         "_usage",
     )
 
     def __init__(
         self,
-        dialect: Dialect,
+        api: Api,
         *,
         strip: bool = False,
         counts: bool = True,
+        framer: Framer | None = None,
     ) -> None:
-        """`counts`: a stream without usage is counted."""
-        self._dialect = dialect
+        """`counts`: a stream without usage is counted. `framer`: not of server-sent events."""
+        self._api = api
         self._counts = counts
-        self._framer = EventFramer()
+        self._framer = framer if framer is not None else EventFramer()
+        self._search = api.USAGE.search
         self._strip = strip
         self._usage: dict[str, Any] = {}
         self._blocks: list[bytes] = []
         self._kept = 0
-        self._counter = ByteCounter()
+        self._counter: Counter | None = None  # made for the model that answers
         self._covered = -1  # blocks before this one are covered by the last report; -1: none since
         self._at_report = 0  # tokens counted up to the last report
         self._first = b""
@@ -147,7 +148,7 @@ class StreamMeter:
         if not block:
             out = self._hold(data) if self._strip else data
             if self._framer.held > MAX_EVENT:
-                self._counter.add_bytes(self._framer.drop())
+                self._counting().add_bytes(self._framer.drop())
                 self._passed = self._framer.held if self._strip else 0
             return out
         self._last = block
@@ -155,7 +156,7 @@ class StreamMeter:
             self._first = block
         self._blocks.append(block)
         self._kept += len(block)
-        hit = _USAGE.search(block) is not None
+        hit = self._search(block) is not None
         stripped = self._read_usage(block) if hit else block
         if self._kept > KEEP_BYTES:
             self._fold()
@@ -183,16 +184,16 @@ class StreamMeter:
         usage-only events."""
         kept: list[bytes] = []
         at = reported = 0
-        for start, end in _events_with_usage(block):
-            for payload in payloads(block[start:end]):
+        for start, end in self._framer.matches(block, self._api.USAGE):
+            for payload in self._framer.payloads(block[start:end]):
                 message = read_object(payload)
                 if message is None:
                     continue
-                usage = self._dialect.usage_object(message)
+                usage = self._api.usage_object(message)
                 if usage is not None:
                     self._merge(usage)
                     reported = end
-                    if self._strip and self._dialect.is_usage_only(message):
+                    if self._strip and self._api.is_usage_only(message):
                         kept.append(block[at:start])
                         at = end
         kept.append(block[at:])
@@ -213,7 +214,7 @@ class StreamMeter:
         blocks = self._blocks
         if self._covered >= 0:
             self._count(blocks[: self._covered])
-            self._at_report = self._counter.total()
+            self._at_report = self._counting().total()
             blocks = blocks[self._covered :]
         self._count(blocks)
         self._blocks.clear()
@@ -221,19 +222,23 @@ class StreamMeter:
         self._kept = 0
 
     def _count(self, blocks: list[bytes]) -> None:
-        texts, add = self._dialect.texts, self._counter.add
-        for message in read_objects(payloads(b"".join(blocks))):
-            for text in texts(message):
-                add(text)
+        texts = self._api.texts
+        messages = read_objects(self._framer.payloads(b"".join(blocks)))
+        self._counting().add("".join(text for message in messages for text in texts(message)))
+
+    def _counting(self) -> Counter:
+        if self._counter is None:
+            self._counter = counter_for(self._model())
+        return self._counter
 
     def rest(self) -> bytes:
         """An unfinished last event, unless it is the one to strip."""
         rest = self._framer.rest()
         if not rest or not self._strip or self._passed:
             return b""
-        for payload in payloads(rest):
+        for payload in self._framer.payloads(rest):
             message = read_object(payload)
-            if message is not None and self._dialect.is_usage_only(message):
+            if message is not None and self._api.is_usage_only(message):
                 return b""
         return rest
 
@@ -246,9 +251,9 @@ class StreamMeter:
         """An event that was not counted yet is a token, and more if it is large."""
         rough = 0
         for block in self._blocks if self._counts else ():
-            events = block.count(b"data:")
+            events = self._framer.count(block)
             rough += max(events, (len(block) - EVENT_FRAME * events) // BYTES_PER_TOKEN)
-        return self._counter.total() + rough
+        return (self._counter.total() if self._counter is not None else 0) + rough
 
     def finish(self, complete: bool, prompt: Callable[[], int]) -> Metered:
         """The verdict; see Meter."""
@@ -256,85 +261,71 @@ class StreamMeter:
         if rest:
             self._last = rest
             self._blocks.append(rest)
-            if _USAGE.search(rest) is not None:
+            if self._search(rest) is not None:
                 self._read_usage(rest)
-        model, error = self._ends()
-        usage = self._dialect.normal_form(self._usage) if self._usage else None
-        if usage is not None and complete and usage.output_tokens:
-            return Metered(usage, model, error)
+        model, error = self._model(), self._failed()
+        reported = self._usage or None
+        usage = self._api.normal_form(self._usage) if reported else None
         if usage is None and not self._counts:
-            return Metered(NO_USAGE, model, error)
-        self._fold()
-        counted = self._counter.total()
-        if usage is None:
-            return Metered(Usage(prompt(), counted, source="counted"), model, error)
-        since = counted - self._at_report if usage.output_tokens or complete else counted
-        if since:
-            # Cut after an interim usage: what came since is counted.
-            usage = Usage(
-                usage.input_tokens,
-                usage.output_tokens + since,
-                usage.cached_input_tokens,
-                usage.cache_write_tokens,
-                usage.reasoning_tokens,
-                source="counted",
-            )
-        return Metered(usage, model, error)
+            return Metered(NO_USAGE, model, error, reported)
+        if usage is None or not (
+            complete and usage.output_tokens and (self._ends_there() or not self._counts)
+        ):
+            usage = self._counted(usage, complete, prompt)
+        elif usage.input_tokens < 0:
+            usage = usage._replace(input_tokens=prompt(), source="counted")
+        return Metered(usage, model, error, reported)
 
-    def _ends(self) -> tuple[str, bool]:
-        """The model, from the first event; whether the last events hold an error."""
-        model = ""
-        for payload in payloads(self._first or self._last):
+    def _ends_there(self) -> bool:
+        """Whether the last report ended the answer."""
+        return self._covered >= 0 and all(
+            block.strip() in _NOTHING for block in self._blocks[self._covered :]
+        )
+
+    def _counted(self, usage: Usage | None, complete: bool, prompt: Callable[[], int]) -> Usage:
+        """The usage that was reported, and what came since then, counted."""
+        self._fold()
+        counted = self._counting().total()
+        if usage is None:
+            return Usage(prompt(), counted, source="counted")
+        since = counted - self._at_report if usage.output_tokens or complete else counted
+        if usage.input_tokens < 0:
+            usage = usage._replace(input_tokens=prompt(), source="counted")
+        if not since:
+            return usage
+        return usage._replace(output_tokens=usage.output_tokens + since, source="counted")
+
+    def _failed(self) -> bool:
+        """Whether the last events hold an error."""
+        last = self._last
+        if b"error" not in last and b"failed" not in last and b"xception" not in last:
+            return False
+        messages = map(read_object, self._framer.payloads(last))
+        return any(self._api.failed(message) for message in messages if message is not None)
+
+    def _model(self) -> str:
+        for payload in self._framer.payloads(self._first or self._last):
             message = read_object(payload)
             if message is not None:
-                model = self._dialect.model(message)
-                break
-        error = False
-        if b"error" in self._last or b"failed" in self._last:
-            for payload in payloads(self._last):
-                message = read_object(payload)
-                if message is not None and (
-                    isinstance(message.get("error"), dict | str)
-                    or message.get("type") in ("error", "response.failed")
-                    or message.get("object") == "error"
-                ):
-                    error = True
-        return model, error
-
-
-def _events_with_usage(block: bytes) -> Iterator[tuple[int, int]]:
-    """Where the events stand that hold a usage: start and end of each in a block of events."""
-    if b"\r" in block:
-        end = 0
-        for event in split_events(block):
-            start, end = end, end + len(event)
-            if _USAGE.search(event) is not None:
-                yield start, end
-        return
-    end = 0
-    while (match := _USAGE.search(block, end)) is not None:
-        blank = block.rfind(b"\n\n", end, match.start())
-        start = end if blank < 0 else blank + 2
-        blank = block.find(b"\n\n", match.end())
-        end = len(block) if blank < 0 else blank + 2
-        yield start, end
+                return self._api.model(message)
+        return ""
 
 
 class JsonMeter:
     """Watches a buffered answer: keeps it (a large one: its ends) and reads it when it is over."""
 
-    __slots__ = ("_counts", "_dialect", "_echoes", "_head", "_pieces", "_size")
+    __slots__ = ("_api", "_counts", "_echoes", "_head", "_pieces", "_size")
 
     def __init__(
         self,
-        dialect: Dialect,
+        api: Api,
         *,
         counts: bool = True,
         echoes: bool = False,
     ) -> None:
         """`counts`: an answer without usage is counted. `echoes`: the answer repeats JSON of the
         client's, so that the end alone cannot be believed."""
-        self._dialect = dialect
+        self._api = api
         self._counts = counts
         self._echoes = echoes
         self._pieces: list[bytes] = []
@@ -371,9 +362,9 @@ class JsonMeter:
         body = self._pieces[0] if len(self._pieces) == 1 else b"".join(self._pieces)
         if not self._head and (complete or read_object(body) is not None):
             # All of it; or all but the end of the message.
-            return read_answer(self._dialect, body, self._counts, self._echoes, prompt)
+            return read_answer(self._api, body, self._counts, self._echoes, prompt)
         if complete and not self._echoes:
-            found = _search_tail(self._dialect, body, self._head)
+            found = _search_tail(self._api, body, self._head, prompt)
             if found is not None:
                 return found
         if not self._counts:
@@ -383,43 +374,64 @@ class JsonMeter:
 
 
 def read_answer(
-    dialect: Dialect, body: bytes, counts: bool, echoes: bool, prompt: Callable[[], int]
+    api: Api, body: bytes, counts: bool, echoes: bool, prompt: Callable[[], int]
 ) -> Metered:
     """The verdict on a whole buffered answer; the flags are those of JsonMeter."""
     if len(body) > PARSE_WHOLE and not echoes:
-        found = _search_tail(dialect, body, body[:TAIL])
+        found = _search_tail(api, body, body[:TAIL], prompt)
         if found is not None:
             return found
     message = read_object(body)
     if message is None:
-        if not counts:
-            return UNMETERED
-        made = -(-len(body) // BYTES_PER_TOKEN)
-        return Metered(Usage(prompt(), made, source="counted"), "", False)
-    usage = dialect.usage_object(message)
-    normal = dialect.normal_form(usage) if usage is not None else None
-    model = dialect.model(message)
-    error = isinstance(message.get("error"), dict)
-    if normal is not None:
-        return Metered(normal, model, error)
+        return _read_other(api, body, counts, prompt)
+    reported = api.usage_object(message)
+    usage = api.normal_form(reported) if reported is not None else None
+    model = api.model(message)
+    error = message.get("error") is not None and api.failed(message)
+    if usage is not None:
+        if usage.input_tokens < 0:
+            usage = usage._replace(input_tokens=prompt(), source="counted")
+        return Metered(usage, model, error, reported)
     if error or not counts:
         return Metered(NO_USAGE, model, error)
-    counter = ByteCounter()
-    for text in dialect.texts(message):
-        counter.add(text)
+    counter = counter_for(model)
+    counter.add("".join(api.texts(message)))
     return Metered(Usage(prompt(), counter.total(), source="counted"), model, False)
 
 
-def _search_tail(dialect: Dialect, body: bytes, head: bytes) -> Metered | None:
+def _read_other(api: Api, body: bytes, counts: bool, prompt: Callable[[], int]) -> Metered:
+    """The verdict on an answer that is no JSON object, whatever its media type says: events, a
+    list, or text."""
+    start = body.lstrip(_BLANKS)
+    framer: Framer | None = None
+    if start.startswith(b"["):
+        framer = ArrayFramer()
+    elif start.startswith(b"{"):
+        framer = LineFramer()
+    elif start.startswith((b"data:", b"event:", b":", b"id:", b"retry:")):
+        framer = EventFramer()
+    if framer is not None:
+        meter = StreamMeter(api, counts=counts, framer=framer)
+        meter.feed(body)
+        found = meter.finish(True, prompt)
+        if found.reported or found.usage.output_tokens or not counts:
+            return found
+    if not counts:
+        return UNMETERED
+    made = -(-len(body) // BYTES_PER_TOKEN)
+    return Metered(Usage(prompt(), made, source="counted"), "", False)
+
+
+def _search_tail(api: Api, body: bytes, head: bytes, prompt: Callable[[], int]) -> Metered | None:
     """Usage near the end of a large answer; None if it is not found there."""
     tail = body[-TAIL:]
-    found = _TAIL_USAGE.findall(tail)
-    usage = read_object(found[-1]) if found else None
-    normal = dialect.normal_form(usage) if usage is not None else None
-    if normal is None:
+    reported = api.usage_at_end(tail)
+    usage = api.normal_form(reported) if reported else None
+    if usage is None:
         return None
-    model = _MODEL.search(tail) or _MODEL.search(head)
-    return Metered(normal, model[1].decode("utf-8", "replace") if model else "", False)
+    if usage.input_tokens < 0:
+        usage = usage._replace(input_tokens=prompt(), source="counted")
+    return Metered(usage, api.model_at(tail) or api.model_at(head), False, reported)
 
 
 class InflatingMeter:

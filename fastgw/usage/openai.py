@@ -1,4 +1,4 @@
-"""The OpenAI dialect: where chat completions, completions, embeddings and responses put usage.
+"""OpenAI's formats and all that are modelled on them: chat, completions, embeddings, responses.
 
 Usage stands in `usage` of a buffered answer; in a stream of chat or completions in the event with
 `choices: []` (OpenAI), in the finish event with choices (Mistral, DeepSeek), in `x_groq.usage`
@@ -10,56 +10,25 @@ reasoning out of completion_tokens (xAI, Gemini) the total tells.
 
 from __future__ import annotations
 
-from typing import Any
+import re
+from typing import Any, ClassVar
 
 from fastgw.model import Usage
-from fastgw.usage.payload import printable
-
-OPERATIONS = {
-    "/chat/completions": "chat",
-    "/completions": "text_completion",
-    "/embeddings": "embeddings",
-    "/responses": "responses",
-}
-"""Path below the base URL -> operation: the values of gen_ai_operation_name."""
-
-
-def operation(below: str) -> str:
-    """The operation of a path below the base URL, "" for one that we do not know. Providers that
-    put more before it (`/deployments/NAME/chat/completions`) are known by its end."""
-    path = below.lower()
-    if path in OPERATIONS:
-        return OPERATIONS[path]
-    for end, name in OPERATIONS.items():
-        if path.endswith(end):
-            return name
-    return ""
-
-
-MODELS = "/models"
-"""Path below the base URL of the list of models."""
-
-TAKES_STREAM_OPTIONS = frozenset({"chat", "text_completion"})
-"""Operations with `stream_options.include_usage`; responses rejects it and reports by itself."""
-
-MAX_COUNT = 10**12
-"""Tokens of one answer that may be believed: a number that no store could add up is no count."""
+from fastgw.usage.api import MAX_COUNT, Api, number, text
 
 _TEXT_MEMBERS = frozenset({"content", "reasoning_content", "reasoning", "refusal"})
-SHOWS_OLD_USAGE = ("/responses/", "/chat/completions/", "/conversations/", "/batches/")
-"""Paths below which an answer may repeat the usage of a request that was charged already."""
 
 _REPORTING_TYPES = frozenset(
     {
-        "message",
-        "message_delta",
         "transcript.text.done",
         "image_generation.completed",
         "image_edit.completed",
         "speech.audio.done",
     }
 )
-"""Types whose `usage` at the top counts: Anthropic's messages, OpenAI's audio and images."""
+"""Types whose `usage` at the top counts: audio and images."""
+
+_DEPLOYMENT = re.compile(r"/deployments/([^/]+)/", re.IGNORECASE)
 
 _FINAL_RESPONSE_EVENTS = frozenset(
     {"response.completed", "response.incomplete", "response.failed", "response.cancelled"}
@@ -77,11 +46,7 @@ def usage_object(message: dict[str, Any]) -> dict[str, Any] | None:
             response = message.get("response")
             usage = response.get("usage") if isinstance(response, dict) else None
             return usage if isinstance(usage, dict) else None
-        if kind == "message_start":
-            message = message.get("message") or {}
-            if not isinstance(message, dict):
-                return None
-        elif kind not in _REPORTING_TYPES and ("." in kind or message.get("object") is None):
+        if kind not in _REPORTING_TYPES and ("." in kind or message.get("object") is None):
             return None
     usage = message.get("usage")
     if not isinstance(usage, dict):
@@ -109,7 +74,7 @@ def normal_form(usage: dict[str, Any]) -> Usage | None:
     ):
         # Something is missing, null or no integer: rare, so looked at apart.
         said = [value for value in (given, made, total) if value is not None]
-        given, made, total = _number(given), _number(made), _number(total)
+        given, made, total = number(given), number(made), number(total)
         if len(said) != sum(value is not None for value in (given, made, total)):
             return None  # a count that is none: nothing beside it is believed either
         if given is None and made is None and total is None:
@@ -119,9 +84,10 @@ def normal_form(usage: dict[str, Any]) -> Usage | None:
             total = None
         made = made or 0
     read, created = get("cache_read_input_tokens"), get("cache_creation_input_tokens")
-    if read or created:  # Anthropic's, which stand beside input_tokens
-        read, created = _number(read) or 0, _number(created) or 0
-        given += read + created
+    if read or created:  # Anthropic's names, kept by those that pass its numbers on
+        read, created = number(read) or 0, number(created) or 0
+        beside = get("prompt_tokens") is None and not (total is not None and total == given + made)
+        given += read + created if beside else 0
     if total is not None and total > given + made:
         made = total - given  # reasoning that completion_tokens leaves out
     inputs = get("prompt_tokens_details") or get("input_tokens_details")
@@ -138,9 +104,9 @@ def normal_form(usage: dict[str, Any]) -> Usage | None:
     return Usage(
         max(0, given),
         max(0, made),
-        _number(cached) or 0 if cached else read or 0,
-        _number(written) or 0 if written else created or 0,
-        _number(reasoning) or 0 if reasoning else 0,
+        number(cached) or 0 if cached else read or 0,
+        number(written) or 0 if written else created or 0,
+        number(reasoning) or 0 if reasoning else 0,
         "reported",
     )
 
@@ -185,7 +151,7 @@ def model(message: dict[str, Any]) -> str:
     if name is None:
         response = message.get("response")
         name = response.get("model") if isinstance(response, dict) else None
-    return printable(name) if isinstance(name, str) else ""
+    return text(name)
 
 
 def _choice_texts(choice: dict[str, Any], found: list[str]) -> None:
@@ -240,10 +206,48 @@ def _item_texts(item: dict[str, Any], found: list[str]) -> None:
             )
 
 
-def _number(value: Any) -> int | None:
-    """A count, or None for what is none: bool, text, a fraction, NaN, below 0, beyond reason."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return None
-    if isinstance(value, float) and not value.is_integer():
-        return None
-    return int(value) if 0 <= value <= MAX_COUNT else None
+class OpenAI(Api):
+    """See the module."""
+
+    OPERATIONS: ClassVar = {
+        "/chat/completions": "chat",
+        "/completions": "text_completion",
+        "/embeddings": "embeddings",
+        "/responses": "responses",
+        "/batches": "batch",
+    }
+    LIMITS: ClassVar = {
+        "chat": ("max_completion_tokens", "max_tokens"),
+        "text_completion": ("max_tokens",),
+        "responses": ("max_output_tokens",),
+    }
+    TAKES_STREAM_OPTIONS = frozenset({"chat", "text_completion"})  # responses rejects them
+    ECHOES = frozenset({"responses"})
+    SHOWS_OLD_USAGE = ("/responses/", "/chat/completions/", "/conversations/", "/batches/")
+
+    usage_object = staticmethod(usage_object)
+    normal_form = staticmethod(normal_form)
+    is_usage_only = staticmethod(is_usage_only)
+    texts = staticmethod(texts)
+    model = staticmethod(model)
+
+    def operation(self, below: str) -> str:
+        """See Api. A batch has the exact path alone: others have lists of that name."""
+        found = super().operation(below)
+        return "" if found == "batch" and below.lower() != "/batches" else found
+
+    def path_model(self, below: str) -> str:
+        """See Api: the deployment of Azure, whatever the body says."""
+        found = _DEPLOYMENT.search(below)
+        return found[1] if found else ""
+
+    def owns(self, message: dict[str, Any]) -> bool:
+        """See Api."""
+        return True  # asked last
+
+    def reads(self, usage: dict[str, Any]) -> bool:
+        """See Api."""
+        return True
+
+
+OPENAI = OpenAI()

@@ -1,4 +1,4 @@
-"""Reads a request body in the OpenAI dialect: model, stream, and whether usage was asked for.
+"""Reads a request body: model, stream, and whether usage was asked for.
 
 The provider must see the same thing that we judged. Where the answer depends on the body (a key
 limited to models, a model that is replaced), the body is written anew from what we read, so that a
@@ -18,6 +18,8 @@ from fastgw.usage.payload import printable, read_object
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+    from fastgw.usage.api import Api
 
 _BOUNDARY = re.compile(
     rb"multipart/form-data *; *boundary=(\"?)([0-9A-Za-z'()+_,./:=?-]{1,70})\1", re.IGNORECASE
@@ -41,11 +43,15 @@ def read_json(
     strict: bool,
     model: str = "",
     aliases: Mapping[str, str] | None = None,
+    named: str = "",
+    streams: bool | None = None,
 ) -> RequestBody:
     """Read a JSON body.
 
     `ask_usage`: streams of this operation take `stream_options`. `strict`: the model decides
-    whether the request is allowed. `model` and `aliases` replace the model. Raises BadBody.
+    whether the request is allowed. `model` and `aliases` replace the model. `named`: the model that
+    the path names; the body's is not looked at. `streams`: what the path says of it; where the
+    format streams by itself True, and the body may say no. Raises BadBody.
     """
     message = read_object(body)
     if message is None:
@@ -53,9 +59,9 @@ def read_json(
     asked = message.get("model")
     if asked is not None and not isinstance(asked, str):
         raise BadBody("'model' must be a string")
-    name = printable(asked or "")
-    stream = message.get("stream") is True
-    target = model or (aliases.get(name, "") if aliases else "")
+    name = named or printable(asked or "")
+    stream = message.get("stream") is True if streams is None else streams
+    target = "" if named else model or (aliases.get(name, "") if aliases else "")
     rewrite = strict or bool(target)
     if rewrite:
         for member in message:
@@ -86,6 +92,8 @@ def read_json(
 
 def refuse_unmeterable(operation: str, message: dict[str, Any]) -> None:
     """Refuse under a budget what would be paid for where no budget sees it. Raises NotMeterable."""
+    if operation == "batch":
+        raise NotMeterable("batches cannot be used under a budget: no answer tells their cost")
     if operation == "responses" and message.get("background") is True:
         raise NotMeterable(
             "'background' cannot be used under a budget: its usage comes with no answer of ours; "
@@ -93,42 +101,67 @@ def refuse_unmeterable(operation: str, message: dict[str, Any]) -> None:
         )
 
 
-_LIMITS = {
-    "chat": ("max_completion_tokens", "max_tokens"),
-    "text_completion": ("max_tokens",),
-    "responses": ("max_output_tokens",),
-}
-"""Members that limit the output of an operation; the first that is there counts. Operations that
-are not here have none."""
-
-
-def output_limit(operation: str, message: dict[str, Any], default: int) -> int:
+def output_limit(api: Api, operation: str, message: dict[str, Any], default: int) -> int:
     """Output tokens that an answer may have: what the request allows, times its choices; `default`
     for each where it allows any number. 0 for an operation that makes no text."""
-    if operation not in _LIMITS:
+    if operation not in api.LIMITS:
         return 0
-    given = [message[name] for name in _LIMITS[operation] if name in message]
+    given = [_member(message, name) for name in api.LIMITS[operation]]
     limits = [value for value in given if type(value) is int and value >= 0]
-    return (limits[0] if limits else default) * _choices(message)
+    return (limits[0] if limits else default) * _choices(api, message)
 
 
-def limit_output(operation: str, message: dict[str, Any], room: int) -> int:
+def limit_output(api: Api, operation: str, message: dict[str, Any], room: int) -> int:
     """Make the request ask for `room` output tokens at most, over all its choices. Returns what it
     asks for now, 0 if that cannot be done."""
-    names = _LIMITS.get(operation)
-    each = room // _choices(message)
+    names = api.LIMITS.get(operation)
+    each = room // _choices(api, message)
     if not names or each < 1:
         return 0
-    present = [name for name in names if name in message]
+    present = [name for name in names if _member(message, name) is not _MISSING]
     for name in present or names[-1:]:
-        message[name] = each
-    return each * _choices(message)
+        place = message
+        *inner, last = name.split(".")
+        for step in inner:
+            found = place.get(step)
+            if not isinstance(found, dict):
+                found = place[step] = {}
+            place = found
+        place[last] = each
+    return each * _choices(api, message)
 
 
-def _choices(message: dict[str, Any]) -> int:
-    """Answers that are made, and paid for: `n`, or of a completion `best_of`."""
-    numbers = [message.get("n"), message.get("best_of")]
+_MISSING: Any = object()
+
+
+def _member(message: dict[str, Any], name: str) -> Any:
+    """The member of that name; dots lead inwards."""
+    place: Any = message
+    for step in name.split("."):
+        if not isinstance(place, dict) or step not in place:
+            return _MISSING
+        place = place[step]
+    return place
+
+
+def _choices(api: Api, message: dict[str, Any]) -> int:
+    """Answers that are made, and paid for."""
+    numbers = [_member(message, name) for name in api.CHOICES]
     return max((value for value in numbers if type(value) is int and value > 0), default=1)
+
+
+def without_usage(body: bytes) -> bytes:
+    """The body that was sent before usage was asked for."""
+    start, found, rest = body.partition(_ASK)
+    if found and start.strip() == b"{":
+        return start + rest
+    message = read_object(body) or {}
+    options = message.pop("stream_options", None)
+    if isinstance(options, dict):
+        options.pop("include_usage", None)
+        if options:
+            message["stream_options"] = options
+    return orjson.dumps(message)
 
 
 def form_model(body: bytes, content_type: bytes) -> str:

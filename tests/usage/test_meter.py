@@ -11,7 +11,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastgw.model import Usage
-from fastgw.usage import openai
 from fastgw.usage.meter import (
     HELD_EVENT,
     KEEP_BODY,
@@ -22,6 +21,7 @@ from fastgw.usage.meter import (
     Metered,
     StreamMeter,
 )
+from fastgw.usage.openai import OPENAI
 from fastgw.usage.payload import MAX_AT_ONCE, SLICE
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ TEXT = delta("Hello", usage=None) + delta(" world", usage=None)
 def watch(
     body: bytes, cuts: list[int] | None = None, complete: bool = True, **options: bool
 ) -> tuple[bytes, Metered]:
-    meter = StreamMeter(openai, **options)
+    meter = StreamMeter(OPENAI, **options)  # type: ignore[arg-type]
     edges = [0, *(cuts or []), len(body)]
     out = b"".join(meter.feed(body[a:b]) for a, b in pairwise(edges))
     out += meter.rest()
@@ -56,7 +56,7 @@ def test_reported_usage_is_believed_and_the_extra_event_stays_if_asked_for() -> 
     body = TEXT + EXTRA + DONE
     out, found = watch(body)
     assert out == body
-    assert found == Metered(Usage(10, 9, source="reported"), "m-1", False)
+    assert found[:3] == (Usage(10, 9, source="reported"), "m-1", False)
 
 
 def test_the_extra_event_is_taken_out_at_any_split() -> None:
@@ -146,7 +146,7 @@ def test_an_interim_zero_covers_nothing() -> None:
 
 
 def test_long_streams_are_folded_and_not_kept() -> None:
-    meter = StreamMeter(openai)
+    meter = StreamMeter(OPENAI)
     for _ in range(4000):
         meter.feed(delta("four"))
         assert meter._kept <= KEEP_BYTES + 200
@@ -191,7 +191,7 @@ def test_responses_report_in_their_last_event() -> None:
         + event({"type": "response.completed", "response": {"model": "m-2", "usage": usage}})
     )
     _, found = watch(body)
-    assert found == Metered(Usage(53, 469, 3, 0, 448, "reported"), "m-2", False)
+    assert found[:3] == (Usage(53, 469, 3, 0, 448, "reported"), "m-2", False)
 
 
 PACKS: list[Callable[[bytes], bytes]] = [gzip.compress, zlib.compress]
@@ -202,7 +202,7 @@ def test_compressed_streams_are_read_and_passed_on_as_they_are(
     pack: Callable[[bytes], bytes],
 ) -> None:
     packed = pack(TEXT + EXTRA + DONE)
-    out, found = inflate(packed, StreamMeter(openai), 5)
+    out, found = inflate(packed, StreamMeter(OPENAI), 5)
     assert out == packed
     assert found.usage == Usage(10, 9, source="reported")
 
@@ -215,7 +215,7 @@ def inflate(data: bytes, inner: Meter, size: int = 65536) -> tuple[bytes, Metere
     return out + meter.rest(), meter.finish(True, lambda: 7)
 
 
-INNERS = [lambda: StreamMeter(openai), lambda: JsonMeter(openai)]
+INNERS = [lambda: StreamMeter(OPENAI), lambda: JsonMeter(OPENAI)]
 
 
 @pytest.mark.parametrize("inner", INNERS)
@@ -232,20 +232,20 @@ def test_what_is_not_compressed_as_it_says_costs_its_bytes(
 
 def test_what_was_read_before_the_damage_counts_if_it_is_more() -> None:
     text = delta("x" * 4000) * 10
-    _, found = inflate(gzip.compress(text) + b"damage", StreamMeter(openai))
+    _, found = inflate(gzip.compress(text) + b"damage", StreamMeter(OPENAI))
     assert found.usage == Usage(7, 10_000, source="counted")
-    _, found = inflate(gzip.compress(TEXT) + b"d" * 4000, StreamMeter(openai))
+    _, found = inflate(gzip.compress(TEXT) + b"d" * 4000, StreamMeter(OPENAI))
     assert found.usage.source == "counted"
     assert found.usage.output_tokens >= 1000
-    _, found = inflate(gzip.compress(TEXT + EXTRA + DONE) + b"\0" * 4000, StreamMeter(openai))
+    _, found = inflate(gzip.compress(TEXT + EXTRA + DONE) + b"\0" * 4000, StreamMeter(OPENAI))
     assert found.usage == Usage(10, 9, source="reported")
     body = orjson.dumps({"choices": [], "usage": USAGE})
-    _, found = inflate(gzip.compress(body) + b"\0" * 4000, JsonMeter(openai))
+    _, found = inflate(gzip.compress(body) + b"\0" * 4000, JsonMeter(OPENAI))
     assert found.usage == Usage(10, 9, source="reported")
 
 
 def test_what_only_reports_is_not_counted_whatever_its_bytes() -> None:
-    for inner in (StreamMeter(openai, counts=False), JsonMeter(openai, counts=False)):
+    for inner in (StreamMeter(OPENAI, counts=False), JsonMeter(OPENAI, counts=False)):
         assert inflate(b"no gzip", inner)[1].usage == Usage()
 
 
@@ -255,16 +255,16 @@ def test_of_a_large_compressed_answer_little_is_kept(pack: Callable[[bytes], byt
         {"data": [{"embedding": "A" * 30_000_000}], "model": "embed", "usage": {"prompt_tokens": 5}}
     )
     packed = pack(body)
-    inner = JsonMeter(openai)
+    inner = JsonMeter(OPENAI)
     meter = InflatingMeter(inner)
     for at in range(0, len(packed), 4096):
         meter.feed(packed[at : at + 4096])
         assert sum(map(len, inner._pieces)) <= KEEP_BODY + SLICE
-    assert meter.finish(True, lambda: 7) == Metered(Usage(5, 0, source="reported"), "embed", False)
+    assert meter.finish(True, lambda: 7)[:3] == (Usage(5, 0, source="reported"), "embed", False)
 
 
 def test_a_bomb_is_kept_in_part_and_costs_what_was_seen_of_it() -> None:
-    inner = JsonMeter(openai)
+    inner = JsonMeter(OPENAI)
     _, found = inflate(gzip.compress(b"0" * 100_000_000), inner, 2**20)
     assert sum(map(len, inner._pieces)) <= KEEP_BODY + SLICE
     assert found.usage == Usage(7, MAX_AT_ONCE // 4, source="counted")
@@ -272,7 +272,7 @@ def test_a_bomb_is_kept_in_part_and_costs_what_was_seen_of_it() -> None:
 
 def test_a_huge_event_is_not_held_back() -> None:
     huge = delta("y" * (HELD_EVENT * 2))
-    meter = StreamMeter(openai, strip=True)
+    meter = StreamMeter(OPENAI, strip=True)
     out = b""
     for at in range(0, len(huge), 10_000):
         out += meter.feed(huge[at : at + 10_000])
@@ -300,14 +300,14 @@ def test_any_pieces_give_the_same(data: st.DataObject) -> None:
 
 class TestJson:
     def watch(self, body: bytes, complete: bool = True, **options: bool) -> Metered:
-        meter = JsonMeter(openai, **options)
+        meter = JsonMeter(OPENAI, **options)
         for at in range(0, len(body), 100_000):
             meter.feed(body[at : at + 100_000])
         return meter.finish(complete, lambda: 7)
 
     def test_reported(self) -> None:
         body = orjson.dumps({"model": "m", "choices": [], "usage": USAGE})
-        assert self.watch(body) == Metered(Usage(10, 9, source="reported"), "m", False)
+        assert self.watch(body)[:3] == (Usage(10, 9, source="reported"), "m", False)
         assert self.watch(b"\n\n " + body).usage.total_tokens == 19
 
     def test_counted_where_nothing_is_reported(self) -> None:
@@ -325,7 +325,7 @@ class TestJson:
         assert self.watch(body, complete=False).usage == Usage(3, 4, source="reported")
 
     def test_an_error_inside_a_200_costs_nothing(self) -> None:
-        assert self.watch(b'{"error": {"message": "no"}}') == Metered(Usage(), "", True)
+        assert self.watch(b'{"error": {"message": "no"}}')[:3] == (Usage(), "", True)
 
     @pytest.mark.parametrize("size", [70_000, KEEP_BODY * 2])
     def test_of_a_large_answer_the_end_is_enough(self, size: int) -> None:
@@ -337,7 +337,7 @@ class TestJson:
                 "usage": {"prompt_tokens": 5, "total_tokens": 5},
             }
         )
-        assert self.watch(body) == Metered(Usage(5, 0, source="reported"), "embed", False)
+        assert self.watch(body)[:3] == (Usage(5, 0, source="reported"), "embed", False)
 
     def test_what_a_client_wrote_is_not_taken_for_usage(self) -> None:
         body = orjson.dumps(
@@ -352,7 +352,7 @@ class TestJson:
 
     def test_gzip(self) -> None:
         body = gzip.compress(orjson.dumps({"choices": [], "usage": USAGE}))
-        assert inflate(body, JsonMeter(openai), 9)[1].usage.total_tokens == 19
+        assert inflate(body, JsonMeter(OPENAI), 9)[1].usage.total_tokens == 19
 
     def test_unknown_operations_are_charged_only_what_is_reported(self) -> None:
         assert self.watch(b'{"data": []}', counts=False).usage == Usage()

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fastgw.errors import BadBody, NotMeterable
+from fastgw.usage.openai import OPENAI
 from fastgw.usage.request import (
     form_model,
     limit_output,
@@ -201,7 +202,7 @@ def test_background_responses_are_refused_under_a_budget() -> None:
 def test_the_output_that_a_request_allows(
     operation: str, message: dict[str, Any], tokens: int
 ) -> None:
-    assert output_limit(operation, message, 1000) == tokens
+    assert output_limit(OPENAI, operation, message, 1000) == tokens
 
 
 @pytest.mark.parametrize(
@@ -225,5 +226,5 @@ def test_the_output_that_a_request_allows(
 def test_an_answer_is_limited_to_what_is_left(
     operation: str, message: dict[str, Any], room: int, after: dict[str, Any], allowed: int
 ) -> None:
-    assert limit_output(operation, message, room) == allowed
+    assert limit_output(OPENAI, operation, message, room) == allowed
     assert message == after

@@ -1,0 +1,103 @@
+"""The dialects that `[[upstreams]] dialect` names: which formats a provider speaks.
+
+A provider has several formats side by side (Anthropic has messages and a copy of OpenAI's chat);
+the path of a request says which one it is. Where no format knows the path, what an answer reports
+is recognised by its content.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from fastgw.usage.anthropic import ANTHROPIC
+from fastgw.usage.api import Api
+from fastgw.usage.openai import OPENAI
+
+if TYPE_CHECKING:
+    from fastgw.model import Usage
+
+
+class Several(Api):
+    """Formats told apart by content: the first that owns a message, or has a usage's names."""
+
+    def __init__(self, *apis: Api) -> None:
+        """Errors and credential are as in the first; OpenAI's takes what no other does."""
+        self._apis = sorted(apis, key=lambda api: api is OPENAI)
+        self.shape = apis[0].shape
+        self.credential = apis[0].credential
+        self.MODELS = frozenset().union(*(api.MODELS for api in apis))
+        self.SHOWS_OLD_USAGE = tuple(path for api in apis for path in api.SHOWS_OLD_USAGE)
+        patterns = dict.fromkeys(api.USAGE.pattern for api in apis)
+        self.USAGE = re.compile(b"|".join(patterns))
+
+    def _owner(self, message: dict[str, Any]) -> Api:
+        for api in self._apis:
+            if api.owns(message):
+                return api
+        return self._apis[-1]
+
+    def usage_object(self, message: dict[str, Any]) -> dict[str, Any] | None:
+        """See Api."""
+        return self._owner(message).usage_object(message)
+
+    def normal_form(self, usage: dict[str, Any]) -> Usage | None:
+        """See Api."""
+        for api in self._apis:
+            if api.reads(usage):
+                return api.normal_form(usage)
+        return self._apis[-1].normal_form(usage)
+
+    def is_usage_only(self, event: dict[str, Any]) -> bool:
+        """See Api."""
+        return self._owner(event).is_usage_only(event)
+
+    def texts(self, message: dict[str, Any]) -> list[str]:
+        """See Api."""
+        return self._owner(message).texts(message)
+
+    def model(self, message: dict[str, Any]) -> str:
+        """See Api."""
+        return self._owner(message).model(message)
+
+    def usage_at_end(self, tail: bytes) -> dict[str, Any] | None:
+        """See Api."""
+        found = (api.usage_at_end(tail) for api in self._apis)
+        return next(filter(None, found), None)
+
+    def failed(self, message: dict[str, Any]) -> bool:
+        """See Api."""
+        return self._owner(message).failed(message)
+
+
+class Dialect(NamedTuple):
+    """What a provider speaks. `apis`: its own format first; `any`: all of them, by content.
+    `credential`: see Api, "" where it follows the format. `asks`: its streams are asked for usage,
+    if the upstream's `include_usage` says so too."""
+
+    apis: tuple[Api, ...]
+    any: Several
+    credential: str = ""
+    asks: bool = True
+
+    def find(self, below: str) -> tuple[Api, str]:
+        """The format and operation of a path below the base URL; operation "" where no format
+        knows it."""
+        for api in self.apis:
+            if name := api.operation(below):
+                return api, name
+        return self.any, ""
+
+
+def _dialect(*apis: Api, credential: str = "", asks: bool = True) -> Dialect:
+    return Dialect(apis, Several(*apis), credential, asks)
+
+
+_ALL = (OPENAI, ANTHROPIC)
+
+DIALECTS: dict[str, Dialect] = {
+    "openai": _dialect(OPENAI, ANTHROPIC, credential=OPENAI.credential),
+    "anthropic": _dialect(ANTHROPIC, OPENAI),
+    "auto": _dialect(*_ALL),
+}
+"""By the name in the configuration."""

@@ -11,9 +11,9 @@ from fastgw.exchange import Exchange
 from fastgw.http1.serialize import field, own_answer
 from fastgw.model import Usage
 from fastgw.policy.cors import Cors
-from fastgw.usage.estimate import prompt_tokens
 from fastgw.usage.meter import Metered
 from fastgw.usage.payload import read_object
+from fastgw.usage.prompt import prompt_tokens
 
 if TYPE_CHECKING:
     from fastgw.config.tables import Config

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, NamedTuple
 from fastgw.errors import ModelNotAllowed
 from fastgw.model import Usage
 from fastgw.reservation import Reservation
-from fastgw.usage.estimate import BYTES_PER_TOKEN, prompt_tokens
+from fastgw.usage.estimate import BYTES_PER_TOKEN
+from fastgw.usage.prompt import prompt_tokens
 from fastgw.usage.request import form_model, output_limit, read_json, refuse_unmeterable
 
 if TYPE_CHECKING:

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING
 from fastgw import clock
 from fastgw.audit.books import NOTHING, UNITS, Books, Cost
 from fastgw.audit.findings import Audit, render
-from fastgw.audit.judge import Join, counted, most
+from fastgw.audit.judge import Join, least, most
 from fastgw.audit.logs import Charged, Unreadable, read_access_log, read_stub_log
 from fastgw.store import open_store
 
@@ -54,10 +54,12 @@ async def audit(config: Config, stub_logs: Sequence[str], access_logs: Sequence[
             join.ask(line)
         else:
             found.compared += 1
-            certain = NOTHING
+            certain, bound = NOTHING, NOTHING if line.whole else most(line)
             if line.whole and line.status == 200:
-                certain = Cost(line.given, line.made, 1) if line.reported else counted(line)
-            books.add_unlogged(line, certain, certain if line.whole else most(line))
+                certain = bound = Cost(line.given, line.made, 1)
+                if not line.reported:
+                    certain, bound = least(line), most(line)
+            books.add_unlogged(line, certain, bound)
     join.close()
     store = open_store(config.store)
     try:

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any
 
 from fastgw.audit.books import NOTHING, Cost
 from fastgw.audit.findings import DIFFERS, NEVER_CHARGED, NO_PROVIDER, UNLOGGED
-from fastgw.usage.estimate import BYTES_PER_TOKEN
 
 if TYPE_CHECKING:
     from fastgw.audit.books import Books
@@ -16,13 +15,13 @@ if TYPE_CHECKING:
 
 def most(asked: Asked) -> Cost:
     """The most that an exchange may cost, however it ended."""
-    made = -(-asked.text_bytes // BYTES_PER_TOKEN)
-    return Cost(max(asked.given, asked.prompt_counted), max(asked.made, made), 1)
+    given, made = max(asked.prompt_counted), max(asked.text_counted)
+    return Cost(max(asked.given, given), max(asked.made, made), 1)
 
 
-def counted(asked: Asked) -> Cost:
-    """What an exchange costs of which nothing was reported and all arrived."""
-    return Cost(asked.prompt_counted, -(-asked.text_bytes // BYTES_PER_TOKEN), 1)
+def least(asked: Asked) -> Cost:
+    """The least that an exchange costs of which nothing was reported and all arrived."""
+    return Cost(min(asked.prompt_counted), min(asked.text_counted), 1)
 
 
 def disagreement(asked: Asked, charged: Charged) -> str:
@@ -35,14 +34,14 @@ def disagreement(asked: Asked, charged: Charged) -> str:
     if charged.source == "reported":
         same = (charged.given, charged.made) == (asked.given, asked.made)
         return "" if same else DIFFERS
-    bound = counted(asked)
     if asked.reported and whole:
         return DIFFERS
     if whole:
-        same = (charged.given, charged.made) == bound[:2]
+        same = charged.given in asked.prompt_counted and charged.made in asked.text_counted
     else:
         # A report that the gateway has seen, and text after it that it counted.
-        same = charged.given in (bound.given, asked.given) and charged.made <= most(asked).made
+        given = (*asked.prompt_counted, asked.given)
+        same = charged.given in given and charged.made <= most(asked).made
     return "" if same else DIFFERS
 
 
@@ -91,7 +90,7 @@ class Join:
         cost = provider = Cost(charged.given, charged.made, cost.requests)
         if kind:
             self._audit.note(kind, asked, charged)
-            right = (asked.given, asked.made) if asked.reported else counted(asked)[:2]
+            right = (asked.given, asked.made) if asked.reported else least(asked)[:2]
             provider = Cost(*right, cost.requests)
         self._books.add(charged, min(charged.began, asked.began), provider, cost, more)
 

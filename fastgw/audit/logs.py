@@ -7,13 +7,16 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import orjson
 
+from fastgw.usage.estimate import BYTES_PER_TOKEN
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 
 class Asked(NamedTuple):
     """An exchange by the provider's log; demo/stub_log has the fields. Times are epoch seconds,
-    `key` is its tag of who asked, `given` and `made` are tokens of the report."""
+    `key` is its tag of who asked, `given` and `made` are tokens of the report. Text and prompt are
+    counted in each of the ways in which a gateway may count."""
 
     time: float
     began: float
@@ -24,8 +27,8 @@ class Asked(NamedTuple):
     given: int
     made: int
     whole: bool
-    text_bytes: int
-    prompt_counted: int
+    text_counted: tuple[int, ...]
+    prompt_counted: tuple[int, ...]
     end: str
 
 
@@ -56,6 +59,7 @@ class Unreadable(NamedTuple):
 
 
 def _asked(line: dict[str, Any]) -> Asked:
+    prompt = line["prompt_counted"]
     return Asked(
         _seconds(line["time"]),
         _seconds(line["began"]),
@@ -66,8 +70,8 @@ def _asked(line: dict[str, Any]) -> Asked:
         line["input_tokens"],
         line["output_tokens"],
         line["whole"],
-        line["text_bytes"],
-        line["prompt_counted"],
+        (-(-line["text_bytes"] // BYTES_PER_TOKEN), *line.get("text_counted", ())),
+        tuple(prompt) if isinstance(prompt, list) else (prompt,),
         line["end"],
     )
 

@@ -11,7 +11,8 @@ holds beside the store's.
 | `input_tokens`, `output_tokens` | what the report says, whole or not; 0 where there is none |
 | `whole` | the answer went to the socket to its end |
 | `events`, `text_bytes` | events that were written, and the UTF-8 bytes of their text |
-| `prompt_counted` | tokens of the prompt by the gateway's own rule: what it charges unreported |
+| `text_counted` | its tokens by each rule of the gateway's, which charges one of them unreported |
+| `prompt_counted` | tokens of the prompt by the same rules |
 | `end` | done, client_closed or the fault |
 
 Where the other side left, `events` and `text_bytes` say what was handed to the socket: at most so
@@ -29,8 +30,10 @@ import orjson
 
 from fastgw import clock
 from fastgw.demo import answers
-from fastgw.usage import openai
-from fastgw.usage.estimate import prompt_tokens
+from fastgw.usage.dialects import DIALECTS
+from fastgw.usage.prompt import counted
+from fastgw.usage.tokens import counters
+from fastgw.usage.vocabulary import warm
 
 if TYPE_CHECKING:
     from fastgw.demo.behaviour import Behaviour
@@ -39,6 +42,7 @@ INTERVAL = 0.05
 """Seconds that a line waits at most."""
 
 _REPORT = b'"usage":{'
+_TEXTS = DIALECTS["auto"].any.texts
 
 
 class Said(NamedTuple):
@@ -46,6 +50,7 @@ class Said(NamedTuple):
 
     reported: bool
     text_bytes: int
+    text_counted: tuple[int, ...] = (0,)
 
 
 @lru_cache(maxsize=256)
@@ -54,10 +59,15 @@ def said_by_events(
 ) -> tuple[Said, ...]:
     """What a stream has told after 0, 1, 2 … of its events."""
     said = [Said(False, 0)]
+    ways = counters(model)
     for event in answers.events(operation, model, behaviour, asked):
         data = event.partition(b"data: ")[2].strip()
-        reported, size = said[-1]
-        said.append(Said(reported or _REPORT in data, size + _text_bytes(data)))
+        reported, size, _ = said[-1]
+        text = _text(data)
+        for way in ways:
+            way.add(text)
+        tokens = tuple(way.total() for way in ways)
+        said.append(Said(reported or _REPORT in data, size + len(text.encode()), tokens))
     return tuple(said)
 
 
@@ -65,13 +75,18 @@ def said_by_events(
 def said_by_body(operation: str, model: str, behaviour: Behaviour) -> Said:
     """What a buffered answer tells."""
     body = answers.body(operation, model, behaviour)
-    return Said(_REPORT in body, _text_bytes(body))
+    text = _text(body)
+    ways = counters(model)
+    for way in ways:
+        way.add(text)
+    tokens = tuple(way.total() for way in ways)
+    return Said(_REPORT in body, len(text.encode()), tokens)
 
 
-def _text_bytes(data: bytes) -> int:
+def _text(data: bytes) -> str:
     if not data.startswith(b"{"):
-        return 0
-    return sum(len(text.encode()) for text in openai.texts(orjson.loads(data)))
+        return ""
+    return "".join(_TEXTS(orjson.loads(data)))
 
 
 class Line:
@@ -86,7 +101,7 @@ class Line:
         user = request.get("user")
         self._began = clock.wall()
         self._request = request_id
-        self._counted = prompt_tokens(request)
+        self._counted = [counted(request, model, way) for way in counters(model)]
         self.account = account or (user if isinstance(user, str) else "")
         self.model = model
         self.stream = request.get("stream") is True
@@ -126,6 +141,7 @@ class Line:
             "whole": whole,
             "events": self.events,
             "text_bytes": said.text_bytes,
+            "text_counted": said.text_counted,
             "prompt_counted": self._counted,
             "end": "client_closed" if not end or (end == "done" and not whole) else end,
         }
@@ -136,6 +152,7 @@ class StubLog:
 
     def __init__(self, path: str) -> None:
         """Raises OSError where the file cannot be opened. Lines are added to what it holds."""
+        warm()
         self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o640)
         self._lines: list[bytes] = []
 

@@ -8,13 +8,9 @@ CJK alike; `tokens` has the one that counts by a vocabulary. Usage that rests on
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Protocol
 
 BYTES_PER_TOKEN = 4
-TOKENS_PER_MESSAGE = 3
-TOKENS_PER_REPLY = 3
-TOKENS_PER_IMAGE = 520
-TOKENS_PER_TOOL = 8
 
 
 class Counter(Protocol):
@@ -56,47 +52,3 @@ class ByteCounter:
     def at_most(self) -> int:
         """A bound of `total`: the same."""
         return self.total()
-
-
-def prompt_tokens(request: dict[str, Any]) -> int:
-    """Input tokens of a request body in the OpenAI dialect: chat, completions, responses,
-    embeddings. At least 1.
-
-    The rule of the OpenAI cookbook: three for each message, three for the reply, and the text.
-    Inline images count a fixed amount, whatever their bytes.
-    """
-    counter = ByteCounter()
-    extra = 0
-    for name in ("messages", "input", "prompt", "instructions", "system"):
-        extra += _walk(request.get(name), counter)
-    tools = request.get("tools")
-    if isinstance(tools, list):
-        extra += TOKENS_PER_TOOL * len(tools) + _walk(tools, counter)
-    messages = request.get("messages")
-    if isinstance(messages, list):
-        extra += TOKENS_PER_MESSAGE * len(messages) + TOKENS_PER_REPLY
-    return max(1, counter.total() + extra)
-
-
-def _walk(value: Any, counter: Counter) -> int:
-    """Feed every text under `value`; return tokens for what is not text. Not recursive: the depth
-    of a request is the client's choice."""
-    extra = 0
-    waiting = [value]
-    while waiting:
-        item = waiting.pop()
-        if isinstance(item, str):
-            counter.add(item)
-        elif isinstance(item, dict):
-            if item.get("type") in ("image_url", "input_image", "image"):
-                extra += TOKENS_PER_IMAGE
-            elif item.get("type") in ("input_audio", "file", "input_file"):
-                extra += TOKENS_PER_IMAGE
-            else:
-                waiting.extend(item.values())
-        elif isinstance(item, list):
-            if item and isinstance(item[0], int):
-                extra += len(item)  # a prompt given as token ids
-            else:
-                waiting.extend(item)
-    return extra

@@ -19,12 +19,16 @@ Counts are integers; a family's factor applies to the sum.
 from __future__ import annotations
 
 import re
+from bisect import bisect_right
+from itertools import accumulate
 from typing import TYPE_CHECKING
 
 from fastgw.usage.estimate import BYTES_PER_TOKEN, ByteCounter
-from fastgw.usage.vocabulary import Family, family_of, loaded
+from fastgw.usage.vocabulary import DEFAULT, Family, family_of, loaded
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from fastgw.usage.estimate import Counter
     from fastgw.usage.vocabulary import Vocabulary
 
@@ -90,6 +94,20 @@ class TokenCounter:
         """Take text of so many bytes that is not there any more."""
         self._gone += number
 
+    def add_samples(self, texts: Sequence[str]) -> None:
+        """Take texts that are too long to be counted, by samples of them all."""
+        self.close()
+        self._settled += _sampled(self._vocabulary, texts)
+
+    def close(self) -> None:
+        """The text is over; what comes next is another."""
+        if self._weight:
+            self._fold()
+            self._settled += self._vocabulary.count(self._waiting[0])
+            self._waiting = []
+            self._weight = 0
+            self._limit = FOLD
+
     def add_calls(self, number: int) -> None:
         """Take so many tool calls, whose text is added as such."""
         self._calls += number
@@ -129,7 +147,7 @@ class TokenCounter:
             if end == size:
                 break
             if tokens > EXACT and size - at > slice_:
-                tokens += self._sampled(text, at)
+                tokens += _sampled(self._vocabulary, [text[at:]])
                 at = size
                 break
         self._settled += tokens
@@ -138,16 +156,20 @@ class TokenCounter:
         self._weight = len(tail) if tail.isascii() else _WIDEST * len(tail)
         self._limit = max(FOLD, 2 * self._weight)
 
-    def _sampled(self, text: str, start: int) -> int:
-        """Tokens of the text from `start` on, by samples that lie evenly in it."""
-        rest = len(text) - start
-        size = SAMPLE if text.isascii() else SAMPLE // _WIDEST
-        step = rest // SAMPLES
-        found = sum(
-            self._vocabulary.count(text[at : at + size])
-            for at in range(start, start + step * SAMPLES, step)
-        )
-        return -(-found * rest // (size * SAMPLES))
+
+def _sampled(vocabulary: Vocabulary, texts: Sequence[str]) -> int:
+    """Tokens of all texts together, by samples that lie evenly in them."""
+    ends = list(accumulate(map(len, texts)))
+    size = ends[-1] if ends else 0
+    found = seen = 0
+    for at in range(0, size, size // SAMPLES + 1):
+        number = bisect_right(ends, at)
+        text = texts[number]
+        start = at - ends[number] + len(text)
+        part = text[start : start + (SAMPLE if text.isascii() else SAMPLE // _WIDEST)]
+        found += vocabulary.count(part)
+        seen += len(part)
+    return -(-found * size // seen) if seen else 0
 
 
 def counter_for(model: str) -> Counter:
@@ -155,3 +177,11 @@ def counter_for(model: str) -> Counter:
     family = family_of(model)
     vocabulary = loaded(family)
     return TokenCounter(vocabulary, family) if vocabulary is not None else ByteCounter()
+
+
+def counters(model: str) -> list[Counter]:
+    """A counter of each kind that a process may have for this model: by bytes, by o200k, by the
+    model's own vocabulary."""
+    family = family_of(model)
+    words = dict.fromkeys((loaded(Family(DEFAULT)), loaded(family)))
+    return [ByteCounter(), *(TokenCounter(each, family) for each in words if each is not None)]

@@ -32,16 +32,20 @@ _FIRST = "Warm: zxqvbnmlkj QWXZpfgh7 漢字仮名 Ünïcödé\n\n\t😀"
 
 class Family(NamedTuple):
     """How models of one maker count. `factor`: their tokens for a thousand of `vocabulary`;
-    `call`: tokens of a tool call that are not in its text."""
+    `call`: tokens of a tool call that are not in its text; of a prompt with tools: `schema`, tokens
+    for a thousand of the tools' JSON, and `tools`, once."""
 
     vocabulary: str
     factor: int = 1000
     call: int = 0
+    schema: int = 1000
+    tools: int = 9
 
 
-_OPENAI = Family(DEFAULT, call=10)
-_OPENAI_OLD = Family("cl100k_base", call=10)
-_CLAUDE = Family(DEFAULT, 1170, call=45)
+_OPENAI = Family(DEFAULT, call=10, schema=650)
+_OPENAI_OLD = Family("cl100k_base", call=10, schema=650)
+_CLAUDE = Family(DEFAULT, 1170, call=45, tools=400)
+_MISTRAL = Family("mistral_v3", schema=1400)
 _UNKNOWN = Family(DEFAULT)
 
 _FAMILIES = [
@@ -53,8 +57,8 @@ _FAMILIES = [
         (r"(?:^|[/:])o[1-9](?:-|$)|chatgpt|codex", _OPENAI),
         (r"llama", Family("llama3")),
         (r"qwen|qwq|qvq", Family("qwen3")),
-        (r"deepseek", Family("deepseek_v3")),
-        (r"mistral|mixtral|ministral|magistral|codestral|devstral|pixtral", Family("mistral_v3")),
+        (r"deepseek", Family("deepseek_v3", schema=1900)),
+        (r"mi[sx]tral|ministral|magistral|codestral|devstral|pixtral", _MISTRAL),
         (r"glm", Family("glm4")),
         (r"kimi|moonshot", Family("kimi_k2")),
     )

@@ -32,11 +32,12 @@ from fastgw.reports import standing_rows
 from fastgw.settlement import Settlement
 from fastgw.store import open_store
 from fastgw.upstream.pool import Pool
+from fastgw.usage.vocabulary import warm
 
 if TYPE_CHECKING:
     import socket
     import ssl
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from fastgw.config.tables import Config, Upstream
     from fastgw.exposition import Numbers
@@ -113,6 +114,7 @@ class Worker:
             if not sockets:
                 sockets += [listener.bind(address) for address in config.server.listen]
             await self._open_store()
+            warm(_models(config))
             pace = SQLITE_PACE if config.store.url.startswith("sqlite:") else 0.0
             settlement = self._settlement = Settlement(
                 self._ledger, self._store, pace=pace, series=self._metrics.store
@@ -409,6 +411,17 @@ class Worker:
             account.count.key: account.count.spent - account.count.used
             for account in self._ledger.accounts()
         }
+
+
+def _models(config: Config) -> Iterator[str]:
+    """Every model that the configuration names; patterns too, they show the family."""
+    for upstream in config.upstreams:
+        yield upstream.model
+        yield from (upstream.model_aliases or {}).values()
+    for key in config.keys:
+        yield from key.allowed_models
+    for route in config.routes:
+        yield from route.models
 
 
 def _want_files(config: Config) -> None:

@@ -32,7 +32,8 @@ _EVENTS = frozenset(
 )
 _WRITTEN = frozenset({"text", "thinking", "partial_json"})
 _DATA = frozenset({"data"})
-_BLOCKS = frozenset({"text", "thinking", "tool_use", "server_tool_use", "mcp_tool_use"})
+_CALLS = frozenset({"tool_use", "server_tool_use", "mcp_tool_use"})
+_BLOCKS = _CALLS | {"text", "thinking"}
 
 
 class Anthropic(Api):
@@ -122,6 +123,12 @@ class Anthropic(Api):
         if not isinstance(content, list):
             return []
         return [part for block in content if isinstance(block, dict) for part in _block(block)]
+
+    def calls(self, message: dict[str, Any]) -> int:
+        """See Api."""
+        content = message.get("content") if message.get("type") == "message" else None
+        blocks = content if isinstance(content, list) else [message.get("content_block")]
+        return sum(isinstance(each, dict) and each.get("type") in _CALLS for each in blocks)
 
     def model(self, message: dict[str, Any]) -> str:
         """See Api."""

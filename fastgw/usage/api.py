@@ -126,6 +126,10 @@ class Api:
         tool arguments."""
         return []
 
+    def calls(self, message: dict[str, Any]) -> int:
+        """Tool calls that begin in an event, or stand in a buffered answer."""
+        return 0
+
     def model(self, message: dict[str, Any]) -> str:
         """The model that answered, "" where the message does not say."""
         return text(message.get("model"))

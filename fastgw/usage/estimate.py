@@ -22,6 +22,9 @@ class Counter(Protocol):
     def add_bytes(self, number: int) -> None:
         """Take text of so many bytes that is not there any more."""
 
+    def add_calls(self, number: int) -> None:
+        """Take so many tool calls; what they say is added as text."""
+
     def total(self) -> int:
         """Tokens of all pieces so far."""
 
@@ -44,6 +47,9 @@ class ByteCounter:
     def add_bytes(self, number: int) -> None:
         """Take text of so many bytes that is not there any more."""
         self._bytes += number
+
+    def add_calls(self, number: int) -> None:
+        """They cost their text."""
 
     def total(self) -> int:
         """Tokens of all pieces so far."""

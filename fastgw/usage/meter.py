@@ -222,9 +222,14 @@ class StreamMeter:
         self._kept = 0
 
     def _count(self, blocks: list[bytes]) -> None:
-        texts = self._api.texts
-        messages = read_objects(self._framer.payloads(b"".join(blocks)))
-        self._counting().add("".join(text for message in messages for text in texts(message)))
+        counter, api, block = self._counting(), self._api, b"".join(blocks)
+        calls = b"call" in block or b"tool_use" in block
+        texts: list[str] = []
+        for message in read_objects(self._framer.payloads(block)):
+            texts += api.texts(message)
+            if calls:
+                counter.add_calls(api.calls(message))
+        counter.add("".join(texts))
 
     def _counting(self) -> Counter:
         if self._counter is None:
@@ -396,6 +401,7 @@ def read_answer(
         return Metered(NO_USAGE, model, error)
     counter = counter_for(model)
     counter.add("".join(api.texts(message)))
+    counter.add_calls(api.calls(message))
     return Metered(Usage(prompt(), counter.total(), source="counted"), model, False)
 
 

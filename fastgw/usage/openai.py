@@ -145,6 +145,25 @@ def texts(message: dict[str, Any]) -> list[str]:
     return found
 
 
+def calls(message: dict[str, Any]) -> int:
+    """Tool calls that begin in a stream event, or stand in a buffered answer."""
+    found = 0
+    choices = message.get("choices")
+    for choice in choices if isinstance(choices, list) else ():
+        part = (choice.get("delta") or choice.get("message")) if isinstance(choice, dict) else None
+        several = part.get("tool_calls") if isinstance(part, dict) else None
+        for call in several if isinstance(several, list) else ():
+            function = call.get("function") if isinstance(call, dict) else None
+            found += isinstance(function, dict) and bool(function.get("name"))
+    items = message.get("output") if message.get("object") == "response" else None
+    if message.get("type") == "response.output_item.added":
+        items = [message.get("item")]
+    for item in items if isinstance(items, list) else ():
+        kind = item.get("type") if isinstance(item, dict) else None
+        found += isinstance(kind, str) and kind.endswith("_call")
+    return found
+
+
 def model(message: dict[str, Any]) -> str:
     """The model that answered, "" where the message does not say."""
     name = message.get("model")
@@ -229,6 +248,7 @@ class OpenAI(Api):
     normal_form = staticmethod(normal_form)
     is_usage_only = staticmethod(is_usage_only)
     texts = staticmethod(texts)
+    calls = staticmethod(calls)
     model = staticmethod(model)
 
     def operation(self, below: str) -> str:

@@ -109,7 +109,7 @@ class TokenCounter:
             self._limit = FOLD
 
     def add_calls(self, number: int) -> None:
-        """Take so many tool calls, whose text is added as such."""
+        """Take so many tool calls; what they say is added as text."""
         self._calls += number
 
     def total(self) -> int:

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import re
+from typing import TYPE_CHECKING, Any
 
+import orjson
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fastgw.model import Usage
 from fastgw.usage import vocabulary
+from fastgw.usage.anthropic import ANTHROPIC
+from fastgw.usage.dialects import DIALECTS
 from fastgw.usage.estimate import ByteCounter
+from fastgw.usage.meter import StreamMeter
+from fastgw.usage.openai import OPENAI
 from fastgw.usage.tokens import (
     EXACT,
     FOLD,
@@ -21,6 +28,9 @@ from fastgw.usage.tokens import (
     last_cut,
 )
 from fastgw.usage.vocabulary import Family, Vocabulary, family_of, warm
+
+if TYPE_CHECKING:
+    from fastgw.usage.api import Api
 
 FRAGMENTS = [
     "The quick brown fox", "it's", "I'LL", "don't", " ", "  ", "\n", "\n\n", "\r\n", "\t", "    ",
@@ -174,6 +184,38 @@ def test_text_that_is_not_there_counts_by_its_bytes() -> None:
     counter.add_bytes(4001)
     assert counter.total() == 1 + 1001
     assert counter.at_most() == 4 + 1001
+
+
+CALLS: list[tuple[Api, dict[str, Any], int]] = [
+    (OPENAI, {"choices": [{"delta": {"tool_calls": [{"function": {"name": "f"}}]}}]}, 1),
+    (OPENAI, {"choices": [{"delta": {"tool_calls": [{"function": {"arguments": "{"}}]}}]}, 0),
+    (OPENAI, {"choices": [{"message": {"tool_calls": [{"function": {"name": "f"}}] * 3}}] * 2}, 6),
+    (OPENAI, {"choices": [{"delta": None}, {"delta": {"tool_calls": None}}, 1]}, 0),
+    (OPENAI, {"type": "response.output_item.added", "item": {"type": "function_call"}}, 1),
+    (OPENAI, {"type": "response.output_item.done", "item": {"type": "function_call"}}, 0),
+    (OPENAI, {"object": "response", "output": [{"type": "function_call"}, {"type": "message"}]}, 1),
+    (ANTHROPIC, {"type": "content_block_start", "content_block": {"type": "tool_use"}}, 1),
+    (ANTHROPIC, {"type": "content_block_start", "content_block": {"type": "text"}}, 0),
+    (ANTHROPIC, {"type": "message", "content": [{"type": "server_tool_use"}, {"type": "text"}]}, 1),
+    (ANTHROPIC, {"type": "content_block_delta"}, 0),
+    (DIALECTS["auto"].any, {"choices": [{"message": {"tool_calls": [{}]}}]}, 0),
+    (DIALECTS["auto"].any, {"type": "message", "content": [{"type": "tool_use"}]}, 1),
+]
+
+
+@pytest.mark.parametrize(("api", "message", "calls"), CALLS)
+def test_where_a_tool_call_begins(api: Api, message: dict[str, Any], calls: int) -> None:
+    assert api.calls(message) == calls
+
+
+def test_a_tool_call_costs_more_than_its_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(vocabulary, "_loaded", {"o200k_base": Vocabulary("o200k_base", Words())})
+    call = {"type": "content_block_start", "content_block": {"type": "tool_use", "name": "f"}}
+    events = [{"type": "message_start", "message": {"model": "claude-3"}}, call, call]
+    meter = StreamMeter(ANTHROPIC)
+    for event in events:
+        meter.feed(b"data: %b\n\n" % orjson.dumps(event))
+    assert meter.finish(False, lambda: 7).usage == Usage(7, 2 + 2 * 45, source="counted")
 
 
 def test_special_tokens_are_text_and_pairs_are_made_whole(

@@ -56,6 +56,10 @@ class Several(Api):
         """See Api."""
         return self._owner(message).texts(message)
 
+    def calls(self, message: dict[str, Any]) -> int:
+        """See Api."""
+        return self._owner(message).calls(message)
+
     def model(self, message: dict[str, Any]) -> str:
         """See Api."""
         return self._owner(message).model(message)

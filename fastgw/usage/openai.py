@@ -14,8 +14,10 @@ import re
 from typing import Any, ClassVar
 
 from fastgw.model import Usage
-from fastgw.usage.api import MAX_COUNT, Api, number, text
+from fastgw.usage.api import MAX_COUNT, Api, number, strings, text
 
+_PARTS = frozenset({"text", "thinking"})
+"""Text in a content that is a list; Mistral's reasoning is one more list in it."""
 _TEXT_MEMBERS = frozenset({"content", "reasoning_content", "reasoning", "refusal"})
 
 _REPORTING_TYPES = frozenset(
@@ -189,11 +191,7 @@ def _choice_texts(choice: dict[str, Any], found: list[str]) -> None:
             if isinstance(value, str):
                 found.append(value)
             elif isinstance(value, list):
-                found.extend(
-                    piece["text"]
-                    for piece in value
-                    if isinstance(piece, dict) and isinstance(piece.get("text"), str)
-                )
+                found.extend(strings(value, _PARTS))
         elif name == "tool_calls" and isinstance(value, list):
             for call in value:
                 if isinstance(call, dict):

@@ -229,3 +229,9 @@ def test_operations(below: str, operation: str) -> None:
 )
 def test_the_model_that_answered(message: dict[str, Any], model: str) -> None:
     assert openai.model(message) == model
+
+
+def test_reasoning_in_a_list_within_the_content_is_text() -> None:
+    thinking = {"type": "thinking", "thinking": [{"type": "text", "text": "so"}]}
+    parts = [thinking, {"type": "text", "text": "yes"}, {"type": "reference", "text": 7}, None]
+    assert OPENAI.texts({"choices": [{"delta": {"content": parts}}]}) == ["so", "yes"]

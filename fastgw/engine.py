@@ -104,9 +104,9 @@ class Engine:
     def count_prompt(self, body: bytes, plan: Plan | None) -> int:
         """Input tokens of a request body, counted."""
         message = read_object(body)
-        if message is not None and plan is not None:
-            message = plan.api.prompt(message)
-        return prompt_tokens(message) if message is not None else 1
+        if message is None or plan is None:
+            return prompt_tokens(message or {})
+        return prompt_tokens(plan.api.prompt(message), plan.named)
 
     def prompt_only(self, tokens: int) -> Metered:
         """The cost of a prompt whose answer nobody waited for."""

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from bench.micro import exchange, head, heads, ledger, meter
+from bench.micro import exchange, head, heads, ledger, meter, tokens
 from bench.micro.timing import show
 
 show("Request head of the OpenAI SDK", head.run())
 show("Response head of a big provider, 14 fields", heads.run())
 show("Meter", meter.run())
+show("Counting", tokens.run())
 show("Ledger", ledger.run())
 show("Exchange, without loop and kernel", exchange.run())

@@ -33,10 +33,11 @@ from fastgw.demo import answers
 from fastgw.usage.dialects import DIALECTS
 from fastgw.usage.prompt import counted
 from fastgw.usage.tokens import counters
-from fastgw.usage.vocabulary import warm
+from fastgw.usage.vocabulary import DEFAULT, Family, loaded, warm
 
 if TYPE_CHECKING:
     from fastgw.demo.behaviour import Behaviour
+    from fastgw.usage.estimate import Counter
 
 INTERVAL = 0.05
 """Seconds that a line waits at most."""
@@ -59,7 +60,7 @@ def said_by_events(
 ) -> tuple[Said, ...]:
     """What a stream has told after 0, 1, 2 … of its events."""
     said = [Said(False, 0)]
-    ways = counters(model)
+    ways = _ways(model)
     for event in answers.events(operation, model, behaviour, asked):
         data = event.partition(b"data: ")[2].strip()
         reported, size, _ = said[-1]
@@ -76,11 +77,18 @@ def said_by_body(operation: str, model: str, behaviour: Behaviour) -> Said:
     """What a buffered answer tells."""
     body = answers.body(operation, model, behaviour)
     text = _text(body)
-    ways = counters(model)
+    ways = _ways(model)
     for way in ways:
         way.add(text)
     tokens = tuple(way.total() for way in ways)
     return Said(_REPORT in body, len(text.encode()), tokens)
+
+
+def _ways(model: str) -> list[Counter]:
+    """A counter for each rule of the gateway's; by bytes alone where no vocabulary is loaded."""
+    if loaded(Family(DEFAULT)) is not None:
+        warm([model])
+    return counters(model)
 
 
 def _text(data: bytes) -> str:
@@ -101,7 +109,7 @@ class Line:
         user = request.get("user")
         self._began = clock.wall()
         self._request = request_id
-        self._counted = [counted(request, model, way) for way in counters(model)]
+        self._counted = [counted(request, model, way) for way in _ways(model)]
         self.account = account or (user if isinstance(user, str) else "")
         self.model = model
         self.stream = request.get("stream") is True
@@ -152,7 +160,6 @@ class StubLog:
 
     def __init__(self, path: str) -> None:
         """Raises OSError where the file cannot be opened. Lines are added to what it holds."""
-        warm()
         self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o640)
         self._lines: list[bytes] = []
 

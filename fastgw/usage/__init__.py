@@ -1,5 +1,5 @@
 """What an exchange cost: read from the provider's answer, or counted where it does not say.
 
-`meter` watches one answer pass, `openai` knows where that dialect puts usage and text, `estimate`
-counts what nobody reported.
+`meter` watches one answer pass, `api` and its formats know where each puts usage and text, `tokens`
+and `prompt` count what nobody reported: by a `vocabulary`, or by bytes (`estimate`).
 """

@@ -10,8 +10,8 @@
    doubles, so the work stays linear.
 3. A tokenizer holds the interpreter, and a word costs its length: it is handed SLICE bytes at most,
    cut where it is safe or else where they end. The latter may be a token off for each cut.
-4. One call counts EXACT tokens or little more. What comes beyond that in one piece is told by the
-   density of samples: that, a megabyte of base64, is an estimate.
+4. One call counts EXACT tokens in SLICES slices, or little more. What comes beyond that in one
+   piece is told by the density of samples: a megabyte of base64 is an estimate.
 
 Counts are integers; a family's factor applies to the sum.
 """
@@ -39,7 +39,10 @@ SLICE = 2048
 """Bytes that a tokenizer is handed at a time: about a millisecond where they are one word."""
 
 EXACT = 4096
-"""Tokens that are counted one by one in one call."""
+"""Tokens that are counted in one call."""
+
+SLICES = 32
+"""Slices that are counted in one call: a token may be as long as 128 blanks."""
 
 SAMPLES = 8
 SAMPLE = 512
@@ -134,7 +137,7 @@ class TokenCounter:
         size = len(text)
         slice_ = SLICE if text.isascii() else SLICE // _WIDEST
         count = self._vocabulary.count
-        at = tokens = 0
+        at = tokens = slices = 0
         while True:
             end = min(at + slice_, size)
             cut = last_cut(text, at, end)
@@ -144,9 +147,10 @@ class TokenCounter:
                 cut = end
             tokens += count(text[at:cut])
             at = cut
+            slices += 1
             if end == size:
                 break
-            if tokens > EXACT and size - at > slice_:
+            if (tokens > EXACT or slices >= SLICES) and size - at > slice_:
                 tokens += _sampled(self._vocabulary, [text[at:]])
                 at = size
                 break

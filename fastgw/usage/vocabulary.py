@@ -88,11 +88,11 @@ class Encoder(Protocol):
 class Vocabulary:
     """A tokenizer in memory. It holds the interpreter as it works, so texts come in slices."""
 
-    __slots__ = ("_encode", "_encoder", "_fed", "name")
+    __slots__ = ("_encode", "_fed", "encoder", "name")
 
     def __init__(self, name: str, encoder: Encoder) -> None:
         self.name = name
-        self._encoder = encoder
+        self.encoder = encoder
         self._encode = encoder.encode_ordinary
         self._fed = 0
 
@@ -100,7 +100,7 @@ class Vocabulary:
         """Tokens of a text, exactly."""
         self._fed += len(text)
         if self._fed > CLEAR_AFTER:
-            self._encoder.clear_cache()
+            self.encoder.clear_cache()
             self._fed = 0
         try:
             return len(self._encode(text))
@@ -115,16 +115,24 @@ _loaded: dict[str, Vocabulary] = {}
 def warm(models: Iterable[str] = ()) -> tuple[str, ...]:
     """Load the vocabularies of these models, o200k first, MOST_LOADED at most; what is loaded stays
     loaded. Returns the names of all in memory: none where the package is not installed."""
+    for name in dict.fromkeys((DEFAULT, *(family_of(model).vocabulary for model in models))):
+        if name not in _loaded and len(_loaded) < MOST_LOADED:
+            found = load(name)
+            if found is None:
+                break
+            _loaded[name] = found
+    return tuple(_loaded)
+
+
+def load(name: str) -> Vocabulary | None:
+    """A vocabulary by its name, ready for use; None where the package is not installed."""
     try:
         from splintr import Tokenizer
     except ImportError:
-        return ()
-    for name in dict.fromkeys((DEFAULT, *(family_of(model).vocabulary for model in models))):
-        if name not in _loaded and len(_loaded) < MOST_LOADED:
-            encoder: Encoder = Tokenizer.from_pretrained(name)
-            encoder.encode_ordinary(_FIRST)
-            _loaded[name] = Vocabulary(name, encoder)
-    return tuple(_loaded)
+        return None
+    encoder: Encoder = Tokenizer.from_pretrained(name)
+    encoder.encode_ordinary(_FIRST)
+    return Vocabulary(name, encoder)
 
 
 def loaded(family: Family) -> Vocabulary | None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from bench.micro import exchange, head, heads, ledger, meter
+from bench.micro import exchange, head, heads, ledger, meter, tokens
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from bench.micro.timing import Row
 
 
-@pytest.mark.parametrize("run", [head.run, heads.run, meter.run, ledger.run])
+@pytest.mark.parametrize("run", [head.run, heads.run, meter.run, tokens.run, ledger.run])
 def test_each_runs(run: Callable[[int], list[Row]]) -> None:
     rows = run(2)
     assert rows

@@ -31,6 +31,7 @@ from fastgw.demo import answers, formats
 from fastgw.demo.behaviour import Behaviour
 from fastgw.demo.options import add_options
 from fastgw.demo.stub_log import Line, StubLog, said_by_body, said_by_events
+from fastgw.usage.vocabulary import warm
 
 _OPERATIONS = {
     b"/chat/completions": "chat",
@@ -530,6 +531,8 @@ async def _serve(options: argparse.Namespace) -> None:
         tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
         tls.load_cert_chain(options.tls_cert)
     books = StubLog(options.log) if options.log else None
+    if books is not None:
+        warm()
     provider = StubProvider(options.behaviour, not options.no_log, books)
     await provider.start(host, int(port), options.workers > 1, tls)
     stopping = asyncio.Event()

@@ -52,7 +52,7 @@ def inspect(plan: Plan, request: RequestHead, body: bytes) -> Inspected:
         if plan.key.rules:
             refuse_unmeterable(plan.operation, message)
         if size > KEEP_PROMPT or plan.reserves:
-            prompt = prompt_tokens(plan.api.prompt(message))
+            prompt = prompt_tokens(plan.api.prompt(message), plan.named)
         if plan.reserves:
             default = settings.default_max_tokens
             output = output_limit(plan.api, plan.operation, message, default)

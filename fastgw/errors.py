@@ -209,6 +209,15 @@ _ANTHROPIC_KINDS = {
     429: "rate_limit_error",
     503: "overloaded_error",
 }
+_BEDROCK_KINDS = {
+    400: "ValidationException",
+    401: "AccessDeniedException",
+    403: "AccessDeniedException",
+    404: "ResourceNotFoundException",
+    429: "ThrottlingException",
+    503: "ServiceUnavailableException",
+    504: "ModelTimeoutException",
+}
 _GEMINI_STATES = {
     400: "INVALID_ARGUMENT",
     401: "UNAUTHENTICATED",
@@ -228,14 +237,17 @@ def render(refusal: Refusal, dialect: str = "openai", request_id: str = "") -> b
     OpenAI: `{"error": {"message", "type", "param", "code"}}`.
     Anthropic: `{"type": "error", "error": {"type", "message"}, "request_id"}`.
     Gemini: `{"error": {"code", "message", "status"}}`; `code` is the HTTP status.
-    Cohere and Bedrock: `{"message"}`; Ollama: `{"error"}`, a sentence each.
+    Bedrock: `{"__type", "message"}`. Cohere: `{"message"}`. Ollama: `{"error"}`, a sentence.
     """
     if dialect == "gemini":
         state = _GEMINI_STATES.get(refusal.status, "FAILED_PRECONDITION")
         return orjson.dumps(
             {"error": {"code": refusal.status, "message": refusal.message, "status": state}}
         )
-    if dialect in ("cohere", "bedrock"):
+    if dialect == "bedrock":
+        kind = _BEDROCK_KINDS.get(refusal.status, "InternalServerException")
+        return orjson.dumps({"__type": kind, "message": refusal.message})
+    if dialect == "cohere":
         return orjson.dumps({"message": refusal.message})
     if dialect == "ollama":
         return orjson.dumps({"error": refusal.message})

@@ -19,15 +19,11 @@ from typing import TYPE_CHECKING
 import orjson
 
 from fastgw import clock
-from fastgw.errors import (
-    Overloaded,
-    Refusal,
-    upstream_failure,
-)
+from fastgw.errors import Overloaded, Refusal, upstream_failure
 from fastgw.http1.body import LAST_CHUNK, chunk
 from fastgw.http1.request import UNSIZED
 from fastgw.http1.serialize import own_answer
-from fastgw.inspection import inspect, unread
+from fastgw.inspection import REJECTED, inspect, unless_rejected, unread, without_asking
 from fastgw.keyring import key_info
 from fastgw.model import Usage
 from fastgw.policy.limit_headers import exceeded, limit_fields
@@ -324,7 +320,7 @@ class Exchange:
                 self._body,
             )
             whole = True
-            if self._prompt >= 0:
+            if self._prompt >= 0 and not self._injected:
                 self._body = b""  # large, and counted already
         else:
             whole = self._body_done
@@ -375,6 +371,9 @@ class Exchange:
             self._let_go()
         if body:
             self.first_byte = clock.monotonic()
+        rejected = self._injected and head.status in REJECTED and not head.encoding
+        if rejected and ended and self._ask_again(body):
+            return
         connection = self._connection
         request = self.request
         extra = b"%b%bx-request-id: %b\r\nrequest-id: %b\r\n" % (
@@ -397,8 +396,9 @@ class Exchange:
             return
         meter = self._meter = make_meter(plan, head, self._injected)
         strips = self._injected and head.status < 400 and not head.encoding
-        if plan.edit is not None and head.status < 300:
-            relay: Relay = EditedRelay(connection.write, request, head, plan.edit, closing=closes)
+        edit = unless_rejected if rejected else plan.edit if head.status < 300 else None
+        if edit is not None:
+            relay: Relay = EditedRelay(connection.write, request, head, edit, closing=closes)
         else:
             relay = Relay(connection.write, request, head, strips=strips, closing=closes)
         self._relay = relay
@@ -436,6 +436,15 @@ class Exchange:
             self._upstream = None
             self._end("ok", complete=True)
 
+    def _ask_again(self, answer: bytes) -> bool:
+        """The provider rejects the request: send it again if that is for what we added."""
+        if self.plan is None or (body := without_asking(self.plan, self._body, answer)) is None:
+            return False
+        self._body, self._injected = body, False
+        self._relay = self._meter = self._upstream = None
+        self._acquire()
+        return True
+
     def on_upstream_failure(self, reason: str) -> None:
         """No (more) answer from the provider."""
         upstream, self._upstream = self._upstream, None
@@ -456,7 +465,7 @@ class Exchange:
                 return
             self._refuse(upstream_failure(reason))
             return
-        if relay.event_stream and self._meter is not None and self._meter.between_events:
+        if relay.streams and self._meter is not None and self._meter.between_events:
             relay.error_event(upstream_failure("cut"), plan.api.shape if plan else "openai")
         self._end("upstream_stalled" if reason == "stalled" else "upstream_cut", complete=False)
 
@@ -530,7 +539,8 @@ class Exchange:
     def _end(self, reason: str, complete: bool) -> None:
         """The answer is over, whole or not."""
         if complete and self._relay is not None and not self._relay.begun:
-            self._refuse(upstream_failure("unreadable"))
+            if not (self._injected and self._ask_again(self._relay.kept)):
+                self._refuse(upstream_failure("unreadable"))
             return
         verdict = self._verdict(complete)
         if verdict.error and reason == "ok":

@@ -9,7 +9,13 @@ from fastgw.model import Usage
 from fastgw.reservation import Reservation
 from fastgw.usage.estimate import BYTES_PER_TOKEN
 from fastgw.usage.prompt import prompt_tokens
-from fastgw.usage.request import form_model, output_limit, read_json, refuse_unmeterable
+from fastgw.usage.request import (
+    form_model,
+    output_limit,
+    read_json,
+    refuse_unmeterable,
+    without_usage,
+)
 
 if TYPE_CHECKING:
     from fastgw.http1.request import RequestHead
@@ -84,3 +90,22 @@ def unread(plan: Plan, size: int) -> Reservation:
     prompt = max(0, size) // BYTES_PER_TOKEN
     estimate = Usage(prompt, plan.pool.settings.default_max_tokens)
     return Reservation(estimate, plan.api, "", None)
+
+
+REJECTED = frozenset({400, 422})
+"""Statuses of a provider that does not know an option."""
+_OPTION = b"stream_options"
+
+
+def unless_rejected(answer: bytes) -> bytes | None:
+    """The provider's error, None where it is about the option that asks for usage."""
+    return None if _OPTION in answer else answer
+
+
+def without_asking(plan: Plan, body: bytes, answer: bytes) -> bytes | None:
+    """The body to send again after `answer`, an error about the option that we added; None if it is
+    about something else. From now on the upstream is asked no more, until the next reload."""
+    if plan.asks_usage is None or _OPTION not in answer:
+        return None
+    plan.asks_usage.on = False
+    return without_usage(body)

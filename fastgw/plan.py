@@ -31,6 +31,7 @@ from fastgw.policy.admission import Facts, any_matches, evaluate, make_rules
 from fastgw.policy.routing import Router, normalise
 from fastgw.relay import only_models
 from fastgw.usage.dialects import DIALECTS
+from fastgw.usage.gemini import GEMINI
 from fastgw.usage.pricing import PriceBook
 
 if TYPE_CHECKING:
@@ -69,6 +70,9 @@ _DROPPED = HOP_BY_HOP | {
 
 _NO_IDENTITY = re.compile(rb"(?:identity|\*)[ \t]*;[ \t]*q=0(?:\.0*)?[ \t]*(?:,|$)", re.IGNORECASE)
 """A client that insists on a compressed answer (RFC 9110, 12.5.3)."""
+
+_KEY = re.compile(rb"(?<=[?&])(?:k|%6[bB])(?:e|%65)(?:y|%79)=[^&]*&?")
+"""Gemini's place for a credential in the query: what a client puts there is never sent on."""
 
 _RANGES = frozenset({b"range", b"if-range"})
 """A part of an answer cannot be edited."""
@@ -261,7 +265,11 @@ class Planner:
             plan.counts or not target.below.lower().startswith(api.SHOWS_OLD_USAGE)
         )
         plan.echoes = plan.operation in api.ECHOES
-        if limited and request.method == b"GET" and target.below.lower() in api.MODELS:
+        if (
+            limited
+            and request.method == b"GET"
+            and target.below.lower().endswith(tuple(api.MODELS))
+        ):
             plan.edit = partial(only_models, plan.allows_model)
         if plan.metered and plan.operation in api.TAKES_STREAM_OPTIONS:
             plan.asks_usage = self._asking[upstream.name]
@@ -269,17 +277,20 @@ class Planner:
             raise UnsupportedEncoding("send the body without Content-Encoding: it must be read")
         plan.facts = Facts(plan.key.metadata, _header_reader(request), plan.path, "")
         query = b"" if shown.query is None else b"?" + shown.query
+        if query and (api is GEMINI or upstream.dialect == "gemini"):
+            query = _KEY.sub(b"", query).rstrip(b"?&")
         path = target.path
         if plan.named:
             sent = upstream.model or (upstream.model_aliases or {}).get(plan.named, "")
             if sent:
                 path = _rename(path, api.path_model(target.below), sent)
-        plan.head = b"%b %b%b HTTP/1.1\r\n%b%b" % (
+        plan.head = b"%b %b%b HTTP/1.1\r\n%b%b%b" % (
             request.method,
             path,
             query,
             self._prefix(upstream, dialect.credential or api.credential),
             _client_fields(request, shown.fields, upstream, plan.metered, plan.edit is not None),
+            _signature(request) if upstream.dialect == "bedrock" and not upstream.api_key else b"",
         )
         return plan
 
@@ -397,6 +408,15 @@ def _rename(path: bytes, asked: str, sent: str) -> bytes:
     """A path that names a model, with another in its place."""
     head, _, rest = path.rpartition(asked.encode())
     return head + quote(sent, safe="").encode() + rest
+
+
+def _signature(request: RequestHead) -> bytes:
+    """The client's own signature for AWS. It covers Host and body, so it holds only where the
+    client signs for the provider's host and the body is sent on as it is."""
+    for lower, name, value in request.fields:
+        if lower == b"authorization" and value.startswith(b"AWS4-HMAC-SHA256 "):
+            return b"%b: %b\r\n" % (name, value)
+    return b""
 
 
 def _client_fields(

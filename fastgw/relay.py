@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING
 
 import orjson
 
-from fastgw.errors import render_event
+from fastgw.errors import render, render_event
 from fastgw.http1.body import LAST_CHUNK, chunk
 from fastgw.http1.serialize import status_line
 from fastgw.sse import EventFramer
-from fastgw.usage.framing import ArrayFramer, Framer, LineFramer, MessageFramer
+from fastgw.usage.framing import ArrayFramer, Framer, LineFramer, MessageFramer, exception
 from fastgw.usage.meter import (
     NO_METER,
     InflatingMeter,
@@ -121,12 +121,14 @@ class Relay:
     __slots__ = (
         "_chunked",
         "_head_only",
+        "_media",
         "_sized",
         "_write",
         "begun",
         "closes",
         "event_stream",
         "sent",
+        "streams",
         "strips",
     )
 
@@ -144,12 +146,17 @@ class Relay:
         self._write = write
         self.begun = True
         self.event_stream = head.media == EVENT_STREAM
+        self.streams = head.media in STREAMS
+        self._media = head.media
         self.strips = strips and self.event_stream
         self.sent = 0
         sized = self._sized = head.length >= 0 and not self.strips
         self._head_only = request.method == b"HEAD" or head.status in (204, 304)
         self._chunked = not sized and not self._head_only and request.minor == 1
         self.closes = closing or (not sized and not self._head_only and request.minor == 0)
+
+    kept = b""
+    """What is here of an answer that is not shown."""
 
     def begin(
         self, request: RequestHead, head: ResponseHead, extra: bytes, body: bytes, ended: bool
@@ -196,7 +203,13 @@ class Relay:
         body of known size, which our bytes would complete."""
         if self._sized:
             return
-        data = render_event(refusal, dialect)
+        make = STREAMS[self._media]
+        if make is MessageFramer:
+            data = exception(render(refusal, "cohere"))
+        elif make is LineFramer:
+            data = render(refusal, dialect) + b"\n"
+        else:
+            data = render_event(refusal, dialect)
         self._write(chunk(data) if self._chunked else data)
 
 
@@ -205,7 +218,7 @@ class EditedRelay(Relay):
     cannot read (None), that is compressed or longer than MAX_EDITED, not a byte is written: what
     was to be taken out might be in it."""
 
-    __slots__ = ("_edit", "_extra", "_head", "_pieces", "_request", "_size")
+    __slots__ = ("_edit", "_extra", "_head", "_pieces", "_request", "_size", "kept")
 
     def __init__(
         self,
@@ -218,6 +231,7 @@ class EditedRelay(Relay):
     ) -> None:
         super().__init__(write, request, head, strips=False, closing=closing)
         self.begun = False
+        self.kept = b""
         self._edit = edit
         self._extra = b""
         self._pieces: list[bytes] = []
@@ -241,7 +255,8 @@ class EditedRelay(Relay):
         self._pieces.append(data)
         if not ended:
             return
-        body = self._edit(b"".join(self._pieces)) if self._size else b""
+        self.kept = b"".join(self._pieces)
+        body = self._edit(self.kept) if self._size else b""
         if body is not None:
             self.begun = True
             self.sent = len(body)

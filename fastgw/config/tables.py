@@ -281,10 +281,13 @@ class Upstream:
     api_key: str = setting("", "our credential towards the provider", "secret")
     dialect: str = setting(
         "openai",
-        "how usage is read and how the credential is sent",
+        "how requests and usage are read and how the credential is sent; auto = by the path",
         "choice",
-        ("openai", "anthropic", "auto"),
-        later=("gemini", "azure", "bedrock", "cohere", "ollama"),
+        (
+            "openai", "azure", "anthropic", "gemini", "bedrock", "cohere", "ollama", "tgi",
+            "watsonx", "mistral", "groq", "deepseek", "xai", "openrouter", "vllm", "sglang",
+            "llamacpp", "auto",
+        ),
     )
     model: str = setting("", "sent in place of the model that the client asked for")
     model_aliases: dict[str, str] = setting(

@@ -142,6 +142,8 @@ def events(operation: str, model: str, behaviour: Behaviour, asked: bool) -> tup
             if operation == "responses"
             else _choice_events(operation, model, behaviour, asked)
         )
+    if operation == formats.ARRAY:
+        return formats.array(found)
     lines = []
     for kind, value in found:
         if behaviour.pad and value is not None:

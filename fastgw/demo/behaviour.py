@@ -40,6 +40,8 @@ class Behaviour:
     """length, chunked or close; auto: length for JSON, chunked for streams."""
     split: int = 0
     """Send the body in pieces of so many bytes, each in a turn of its own."""
+    rejects: int = 0
+    """1: 422 for a request with `stream_options`; 2: 400, its body chunked."""
     null_after: int = 0
     """1: an event with `usage: null` follows the usage."""
     fault: str = ""

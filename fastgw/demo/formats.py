@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Any
 
+import orjson
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -19,22 +21,28 @@ _OPERATIONS = {
     b"/messages/count_tokens": "messages/count_tokens",
 }
 STREAMS_BY_PATH = "streamGenerateContent"
-ALWAYS_REPORT = frozenset({"messages", "generateContent", STREAMS_BY_PATH, "responses"})
+ARRAY = "array"
+"""A stream of Gemini without `alt=sse`: the events of `array`."""
+ALWAYS_REPORT = frozenset({"messages", "generateContent", STREAMS_BY_PATH, ARRAY, "responses"})
 """Operations whose streams report without being asked."""
 REPORTS_NOTHING = frozenset({"models", "anthropic/models", "gemini/models", "countTokens",
                              "messages/count_tokens"})  # fmt: skip
 MODELS = ("gpt-3.5-turbo", "gpt-4o", "gpt-4o-mini")
 
 
-def find(path: bytes, head: bytes) -> tuple[str, str]:
-    """Operation and model of a path in these formats; "" for what is not there. `head`: the request
-    head in lower case."""
+def find(target: bytes, head: bytes) -> tuple[str, str]:
+    """Operation and model of a target in these formats; "" for what is not there. `head`: the
+    request head in lower case."""
+    path, _, query = target.partition(b"?")
     if found := _GEMINI.search(path):
-        return found[2].decode(), found[1].decode()
+        operation = found[2].decode()
+        if operation == STREAMS_BY_PATH and b"alt=sse" not in query:
+            operation = ARRAY
+        return operation, found[1].decode()
     if path.endswith(b"/models"):
         if b"\r\nanthropic-version:" in head:
             return "anthropic/models", ""
-        return ("gemini/models" if b"/v1beta/" in path else ""), ""
+        return ("gemini/models" if b"\r\nx-goog-api-key:" in head else ""), ""
     for end, name in _OPERATIONS.items():
         if path.endswith(end):
             return name, ""
@@ -74,7 +82,7 @@ def events(operation: str, model: str, behaviour: Behaviour, words: Sequence[str
     """The events of a stream; None for an operation of another format."""
     if operation == "messages":
         return _message_events(model, behaviour, words)
-    if operation == STREAMS_BY_PATH:
+    if operation in (STREAMS_BY_PATH, ARRAY):
         last = len(words) - 1
         return [
             (
@@ -181,7 +189,10 @@ def _candidate(
     return answer | {"modelVersion": model, "responseId": "stub"}
 
 
-def array(stream: Sequence[bytes]) -> bytes:
+def array(found: Events) -> tuple[bytes, ...]:
     """A stream of Gemini as the JSON array that it is without `alt=sse`."""
-    data = [event.partition(b"data: ")[2].strip() for event in stream]
-    return b"[" + b"\n,\r\n".join(data) + b"]"
+    last = len(found) - 1
+    return tuple(
+        (b",\r\n" if at else b"[") + orjson.dumps(value) + (b"]" if at == last else b"\n")
+        for at, (_, value) in enumerate(found)
+    )

@@ -170,7 +170,7 @@ class _Connection(asyncio.Protocol):
             self._control(method, path)
             return
         provider = self._provider
-        operation, named = formats.find(path, lowered)
+        operation, named = formats.find(target, lowered)
         if not operation:
             operation = next((_OPERATIONS[each] for each in _OPERATIONS if path.endswith(each)), "")
         request = orjson.loads(body) if body[:1] == b"{" else {}
@@ -180,7 +180,10 @@ class _Connection(asyncio.Protocol):
         except ValueError as error:
             self._send_json(400, orjson.dumps({"error": {"message": str(error)}}))
             return
-        stream = request.get("stream") is True or operation == formats.STREAMS_BY_PATH
+        stream = request.get("stream") is True or operation in (
+            formats.STREAMS_BY_PATH,
+            formats.ARRAY,
+        )
         if provider.books is not None:
             self._write_down()
             self._line = Line(
@@ -206,6 +209,10 @@ class _Connection(asyncio.Protocol):
             self._entry = None
         options = request.get("stream_options")
         asked = isinstance(options, dict) and options.get("include_usage") is True
+        if options is not None and behaviour.rejects:
+            self._ended("rejected")
+            self._reject(behaviour.rejects)
+            return
         run = (operation, model, behaviour, stream, asked)
         if behaviour.first:
             loop = asyncio.get_running_loop()
@@ -244,7 +251,9 @@ class _Connection(asyncio.Protocol):
             self._ended("done")
             self._send_json(404, b'{"error":{"message":"the stub has no such path"}}')
         elif streams:
-            _Stream(self, behaviour, answers.events(operation, model, behaviour, asked)).next()
+            kind = b"application/json" if operation == formats.ARRAY else b"text/event-stream"
+            events = answers.events(operation, model, behaviour, asked)
+            _Stream(self, behaviour, events, kind).next()
             self._reported(behaviour, stream, asked, operation)
         elif fault:
             self._faulty_json(answers.body(operation, model, behaviour), fault, int(at))
@@ -302,6 +311,15 @@ class _Connection(asyncio.Protocol):
         self.transport.write(_head(status, b"application/json", len(body)) + body)
         self.finished()
 
+    def _reject(self, how: int) -> None:
+        error = b'{"detail":[{"type":"extra_forbidden","loc":["body","stream_options"]}]}'
+        if how == 1:
+            self._send_json(422, error)
+            return
+        head = _head(400, b"application/json", None, True)
+        half = b"%x\r\n%b\r\n" % (len(error), error)
+        _Pieces(self, head + half + b"0\r\n\r\n", len(head) + 20, False).next()
+
     def _control(self, method: bytes, path: bytes) -> None:
         provider = self._provider
         if path == b"/stub/log":
@@ -327,7 +345,11 @@ class _Stream:
     """A paced stream of events, with faults."""
 
     def __init__(
-        self, connection: _Connection, behaviour: Behaviour, events: tuple[bytes, ...]
+        self,
+        connection: _Connection,
+        behaviour: Behaviour,
+        events: tuple[bytes, ...],
+        kind: bytes,
     ) -> None:
         self._connection = connection
         self._behaviour = behaviour
@@ -342,7 +364,8 @@ class _Stream:
         if behaviour.framing == "length":
             length = sum(len(event) for event in events)
         self._send(
-            _head(200, b"text/event-stream", length, self._chunked, bool(self._pack)), framed=False
+            _head(200, kind, length, self._chunked, bool(self._pack)),
+            framed=False,
         )
 
     def next(self) -> None:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from fastgw.config.tables import Route, Upstream
 
 _PLAIN = re.compile(rb"(?:/[A-Za-z0-9_~-][A-Za-z0-9_.~:@!$&'()*+,=-]*)+/?|/")
+_VERSION = re.compile(rb"/v[1-9](?:(?:alpha|beta)[0-9]*)?(?=/|$)")
 _ESCAPE = re.compile(rb"%([0-9A-Fa-f]{2})")
 _ALLOWED = re.compile(rb"[A-Za-z0-9._~!$&'()*+,=:@/%;-]*")
 _UNRESERVED = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_~")
@@ -93,9 +94,9 @@ def _has_port(host: bytes) -> bool:
 
 
 def _target(route: Route, base: bytes, rest: bytes, method: bytes) -> Target:
-    versioned = rest == b"/v1" or rest.startswith(b"/v1/")
-    below = rest[3:] if versioned else rest
-    if versioned and base.endswith(b"/v1"):
+    version = _VERSION.match(rest)
+    below = rest[version.end() :] if version else rest
+    if version and base.endswith(version[0]):
         rest = below
     if method == b"POST" and below.rstrip(b"/") == b"":
         # The bare prefix is a chat completion, with or without the version.

@@ -12,7 +12,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fastgw.usage.anthropic import ANTHROPIC
 from fastgw.usage.api import Api
+from fastgw.usage.bedrock import BEDROCK
+from fastgw.usage.cohere import COHERE
+from fastgw.usage.gemini import GEMINI
+from fastgw.usage.ollama import OLLAMA
 from fastgw.usage.openai import OPENAI
+from fastgw.usage.tgi import TGI_API
+from fastgw.usage.watsonx import WATSONX
 
 if TYPE_CHECKING:
     from fastgw.model import Usage
@@ -97,11 +103,29 @@ def _dialect(*apis: Api, credential: str = "", asks: bool = True) -> Dialect:
     return Dialect(apis, Several(*apis), credential, asks)
 
 
-_ALL = (OPENAI, ANTHROPIC)
+_BEARER = OPENAI.credential
+_ALL = (OLLAMA, COHERE, GEMINI, BEDROCK, WATSONX, ANTHROPIC, TGI_API, OPENAI)
+_COMPATIBLE = _dialect(OPENAI, ANTHROPIC, credential=_BEARER)
+"""Others that serve OpenAI's formats, and some of them Anthropic's messages."""
 
 DIALECTS: dict[str, Dialect] = {
-    "openai": _dialect(OPENAI, ANTHROPIC, credential=OPENAI.credential),
+    "openai": _COMPATIBLE,
+    "azure": _dialect(OPENAI, ANTHROPIC, credential="api-key: "),
     "anthropic": _dialect(ANTHROPIC, OPENAI),
-    "auto": _dialect(*_ALL),
+    "gemini": _dialect(GEMINI, ANTHROPIC, OPENAI),
+    "bedrock": _dialect(BEDROCK, ANTHROPIC, OPENAI, credential=_BEARER),
+    "cohere": _dialect(COHERE, OPENAI),
+    "ollama": _dialect(OLLAMA, ANTHROPIC, OPENAI, credential=_BEARER),
+    "tgi": _dialect(TGI_API, OPENAI),
+    "watsonx": _dialect(WATSONX, OPENAI),
+    "mistral": _COMPATIBLE._replace(asks=False),  # reports by itself, and has rejected the option
+    "groq": _COMPATIBLE,
+    "deepseek": _dialect(OPENAI, ANTHROPIC),
+    "xai": _COMPATIBLE,
+    "openrouter": _COMPATIBLE,
+    "vllm": _COMPATIBLE,
+    "sglang": _COMPATIBLE,
+    "llamacpp": _COMPATIBLE,
+    "auto": Dialect(_ALL, Several(OPENAI, *_ALL[:-1])),
 }
 """By the name in the configuration."""

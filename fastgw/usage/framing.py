@@ -266,12 +266,12 @@ def _headers(data: bytes) -> dict[bytes, bytes]:
     return found
 
 
-def message(kind: str, payload: bytes, *, exception: bool = False) -> bytes:
-    """A message of AWS with a JSON payload."""
+def message(kind: str, payload: bytes, sort: str = "event") -> bytes:
+    """A message of AWS with a JSON payload; `sort`: event or exception."""
     fields = {
-        f":{'exception' if exception else 'event'}-type": kind,
+        f":{sort}-type": kind,
         ":content-type": "application/json",
-        ":message-type": "exception" if exception else "event",
+        ":message-type": sort,
     }
     head = b"".join(
         b"%c%b\x07%b%b" % (len(name), name.encode(), len(value).to_bytes(2), value.encode())
@@ -280,3 +280,8 @@ def message(kind: str, payload: bytes, *, exception: bool = False) -> bytes:
     lengths = struct.pack(">II", 16 + len(head) + len(payload), len(head))
     data = lengths + zlib.crc32(lengths).to_bytes(4) + head + payload
     return data + zlib.crc32(data).to_bytes(4)
+
+
+def exception(payload: bytes) -> bytes:
+    """The message of AWS that ends a stream that the provider broke off."""
+    return message("internalServerException", payload, "exception")

@@ -60,7 +60,8 @@ def read_json(
     if asked is not None and not isinstance(asked, str):
         raise BadBody("'model' must be a string")
     name = named or printable(asked or "")
-    stream = message.get("stream") is True if streams is None else streams
+    stream = message.get("stream")
+    stream = stream is True if streams is None else streams and stream is not False
     target = "" if named else model or (aliases.get(name, "") if aliases else "")
     rewrite = strict or bool(target)
     if rewrite:
@@ -113,13 +114,15 @@ def output_limit(api: Api, operation: str, message: dict[str, Any], default: int
 
 def limit_output(api: Api, operation: str, message: dict[str, Any], room: int) -> int:
     """Make the request ask for `room` output tokens at most, over all its choices. Returns what it
-    asks for now, 0 if that cannot be done."""
+    asks for now, 0 if that cannot be done: a limit "" has a name that we do not know."""
     names = api.LIMITS.get(operation)
     each = room // _choices(api, message)
     if not names or each < 1:
         return 0
     present = [name for name in names if _member(message, name) is not _MISSING]
     for name in present or names[-1:]:
+        if not name:
+            return 0
         place = message
         *inner, last = name.split(".")
         for step in inner:

@@ -5,16 +5,18 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import anthropic
+import openai
 import orjson
 import pytest
+from google import genai
+from google.genai import errors as genai_errors
 
-from tests.processes import ALICE, BOB, PER_USER, UPSTREAM_KEY, Gateway, request
+from tests.processes import ALICE, BOB, PER_USER, UPSTREAM_KEY, Gateway, Provider, request
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from tests.e2e.conftest import StartGateway
-    from tests.processes import Provider
 
 MESSAGES: Any = [{"role": "user", "content": "Hello!"}]
 TEXT = "Hello! How can I help you with that today?"
@@ -138,3 +140,179 @@ def test_what_a_path_of_openai_says_in_an_anthropic_route(start: StartGateway) -
     assert status == 200
     assert orjson.loads(answer)["object"] == "chat.completion"
     assert gateway.used("alice") == 19
+
+
+GEMINI_AUTH = """
+locations = ["header:authorization:Bearer", "header:x-api-key", "header:x-goog-api-key",
+             "query:key"]
+"""
+
+
+class TestGemini:
+    @pytest.fixture(params=["gemini", "auto"])
+    def gateway(
+        self, start: StartGateway, provider: Provider, request: pytest.FixtureRequest
+    ) -> Gateway:
+        return start(
+            **dialect(request.param),
+            auth=GEMINI_AUTH,
+            base_url=f"http://127.0.0.1:{provider.port}",
+        )
+
+    @pytest.fixture
+    def client(self, gateway: Gateway) -> Iterator[genai.Client]:
+        url = f"{gateway.url}/openai"
+        with genai.Client(api_key=ALICE, http_options={"base_url": url}) as made:
+            yield made
+
+    def test_content(self, client: genai.Client, gateway: Gateway, provider: Provider) -> None:
+        answer = client.models.generate_content(model="gemini-x", contents="Hello!")
+        assert answer.text == TEXT
+        assert gateway.used("alice") == 19
+        sent = provider.last()
+        assert ALICE.encode() not in sent
+        assert b"x-goog-api-key: " + UPSTREAM_KEY.encode() in sent
+        assert b"/models/gemini-x:generateContent HTTP/1.1\r\n" in sent
+        entry = gateway.access_log()[-1]
+        assert entry["gen_ai.operation.name"] == "generate_content"
+        assert entry["gen_ai.request.model"] == entry["gen_ai.response.model"] == "gemini-x"
+        assert entry["stream"] is False
+
+    def test_stream(self, client: genai.Client, gateway: Gateway) -> None:
+        stream = client.models.generate_content_stream(model="gemini-x", contents="Hello!")
+        assert "".join(chunk.text or "" for chunk in stream) == TEXT
+        assert gateway.used("alice") == 19
+        assert gateway.access_log()[-1]["stream"] is True
+
+    def test_tools_and_counting_tokens(self, client: genai.Client, gateway: Gateway) -> None:
+        assert client.models.count_tokens(model="gemini-x", contents="Hi").total_tokens == 10
+        assert gateway.used("alice") == 0
+        answer = client.models.generate_content(
+            model="gemini-x",
+            contents="Hello!",
+            config={"http_options": {"headers": {"x-stub": "tools=1;usage=never"}}},
+        )
+        assert answer.function_calls is not None
+        assert answer.function_calls[0].args == {"city": "Paris"}
+        assert gateway.used("alice") > 3
+        assert gateway.access_log()[-1]["usage_source"] == "counted"
+
+    def test_errors_are_typed(self, gateway: Gateway) -> None:
+        url = f"{gateway.url}/openai"
+        with (
+            genai.Client(api_key="sk-wrong", http_options={"base_url": url}) as stranger,
+            pytest.raises(genai_errors.ClientError, match="invalid credentials") as unknown,
+        ):
+            stranger.models.generate_content(model="gemini-x", contents="Hello!")
+        assert (unknown.value.code, unknown.value.status) == (401, "UNAUTHENTICATED")
+
+    @pytest.mark.parametrize("fault", ["cut:4", "reset:4"])
+    def test_a_stream_that_breaks_is_charged(
+        self, client: genai.Client, gateway: Gateway, fault: str
+    ) -> None:
+        with pytest.raises(Exception):  # noqa: B017 - of whatever class the SDK has for it
+            list(
+                client.models.generate_content_stream(
+                    model="gemini-x",
+                    contents="Hello!",
+                    config={"http_options": {"headers": {"x-stub": f"fault={fault}"}}},
+                )
+            )
+        assert gateway.used("alice") == 14
+
+    def test_a_key_in_the_query_never_reaches_the_provider(
+        self, gateway: Gateway, provider: Provider
+    ) -> None:
+        body = orjson.dumps({"contents": [{"parts": [{"text": "Hello!"}]}]})
+        path = f"/openai/v1beta/models/gemini-x:streamGenerateContent?key={ALICE}&alt=sse"
+        status, _, answer = request(gateway.port, "POST", path, body)
+        assert status == 200
+        assert answer.count(b"data: ") == 9
+        assert provider.last().startswith(
+            b"POST /v1beta/models/gemini-x:streamGenerateContent?alt=sse HTTP"
+        )
+        assert gateway.used("alice") == 19
+
+    def test_a_stream_as_an_array(self, gateway: Gateway) -> None:
+        body = orjson.dumps({"contents": [{"parts": [{"text": "Hello!"}]}]})
+        path = "/openai/v1beta/models/gemini-x:streamGenerateContent"
+        headers = {"x-goog-api-key": ALICE}
+        for used, stub in enumerate(("", "split=7", "pace=0.001"), 1):
+            status, _, answer = request(
+                gateway.port, "POST", path, body, {**headers, "x-stub": stub}
+            )
+            assert status == 200
+            assert len(orjson.loads(answer)) == 9
+            assert gateway.used("alice") == 19 * used
+
+    def test_models_of_the_path_are_judged_renamed_and_listed(
+        self, start: StartGateway, provider: Provider
+    ) -> None:
+        gateway = start(
+            budgets=PER_USER.format(limit=1_000_000),
+            upstream='dialect = "gemini"\nmodel_aliases = { gpt-4o = "gemini-9" }\n',
+            auth=GEMINI_AUTH,
+            base_url=f"http://127.0.0.1:{provider.port}",
+            more='[[keys]]\nname = "c"\nkey = "sk-carol-12345"\nallowed_models = ["gpt-4o*"]\n'
+            'metadata = { user_id = "carol" }\n',
+        )
+        url = f"{gateway.url}/openai"
+        with genai.Client(api_key="sk-carol-12345", http_options={"base_url": url}) as client:
+            client.models.generate_content(model="gpt-4o", contents="Hello!")
+            assert b"/models/gemini-9:generateContent " in provider.last()
+            with pytest.raises(genai_errors.ClientError) as refused:
+                client.models.generate_content(model="gemini-x", contents="Hello!")
+            assert refused.value.status == "PERMISSION_DENIED"
+            names = [model.name for model in client.models.list()]
+            assert names == ["models/gpt-4o", "models/gpt-4o-mini"]
+
+
+class TestAskingForUsage:
+    """An upstream that rejects stream_options is asked once, and then never again."""
+
+    @pytest.fixture(params=["rejects=1", "rejects=2"])
+    def refusing(
+        self, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
+    ) -> Iterator[Provider]:
+        provider = Provider(tmp_path_factory.mktemp("refusing"), request.param)
+        yield provider
+        provider.stop()
+
+    @pytest.mark.parametrize("options", [None, {}, {"include_usage": False}])
+    def test_once(self, start: StartGateway, refusing: Provider, options: Any) -> None:
+        gateway = start(provider_port=refusing.port, budgets=PER_USER.format(limit=1_000_000))
+        with openai.OpenAI(
+            api_key=ALICE, base_url=f"{gateway.url}/openai", max_retries=0
+        ) as client:
+            for _ in range(3):
+                more: Any = {} if options is None else {"stream_options": options}
+                if options is not None and refusing.entries():
+                    more = {}  # what the client asks for itself it must see rejected
+                stream = client.chat.completions.create(
+                    model="m", messages=MESSAGES, stream=True, **more
+                )
+                text = "".join(chunk.choices[0].delta.content or "" for chunk in stream)
+                assert text == TEXT
+            ends = [entry["end"] for entry in refusing.entries()]
+            assert ends == ["rejected", "done", "done", "done"]
+            assert b"stream_options" not in refusing.last()
+            assert gateway.used("alice") > 0
+            assert {entry["status"] for entry in gateway.access_log()} == {200}
+            with pytest.raises(openai.APIStatusError, match=r"Error code: 4(?:22|00)"):
+                client.chat.completions.create(
+                    model="m", messages=MESSAGES, stream=True,
+                    stream_options={"include_usage": True},
+                )  # fmt: skip
+
+    def test_a_large_prompt_is_sent_again_whole(
+        self, start: StartGateway, refusing: Provider
+    ) -> None:
+        gateway = start(provider_port=refusing.port, budgets=PER_USER.format(limit=10_000_000))
+        body = orjson.dumps(
+            {"model": "m", "stream": True, "messages": [{"role": "user", "content": "x" * 50_000}]}
+        )
+        headers = {"Authorization": f"Bearer {ALICE}", "Content-Type": "application/json"}
+        status, _, answer = request(gateway.port, "POST", "/openai", body, headers)
+        assert status == 200
+        assert answer.endswith(b"data: [DONE]\n\n")
+        assert refusing.last().endswith(body)

@@ -44,6 +44,26 @@ def test_the_version_is_kept_where_the_base_url_has_none() -> None:
     assert (target.path, target.below) == (b"/v1/chat/completions", "/chat/completions")
 
 
+@pytest.mark.parametrize(
+    ("base", "path", "sent", "below"),
+    [
+        ("", b"/g/v1beta/models/x:generateContent", b"/v1beta/models/x:generateContent",
+         "/models/x:generateContent"),
+        ("/v1beta", b"/g/v1beta/models/x:generateContent", b"/v1beta/models/x:generateContent",
+         "/models/x:generateContent"),
+        ("/v1beta", b"/g/models", b"/v1beta/models", "/models"),
+        ("/v1", b"/g/v2/chat", b"/v1/v2/chat", "/chat"),
+    ],
+)  # fmt: skip
+def test_versions_of_other_providers(base: str, path: bytes, sent: bytes, below: str) -> None:
+    routes = Router(
+        [Route(path_prefix="/g", upstream="g")], [Upstream(name="g", base_url=f"http://h{base}")]
+    )
+    target = routes.find(b"h", path, b"GET")
+    assert target is not None
+    assert (target.path, target.below) == (sent, below)
+
+
 @pytest.mark.parametrize("path", [b"/openaix", b"/", b"/OPENAI", b"/key/info"])
 def test_prefixes_end_at_a_segment(path: bytes) -> None:
     assert ONE.find(b"h", path, b"POST") is None

@@ -25,10 +25,11 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 EVERY = ["gpt-4o", "gpt-4", "llama", "mistral", "deepseek", "qwen", "glm", "kimi"]
-MAKERS = {family_of(name): name.title() for name in ("llama", "mistral", "deepseek", "qwen")} | {
+MAKERS = {family_of(name): name.title() for name in ("llama", "mistral", "qwen")} | {
     family_of("gpt-4o"): "OpenAI",
     family_of("gpt-4"): "OpenAI",
     family_of("claude"): "Claude",
+    family_of("deepseek"): "DeepSeek",
     family_of("glm"): "GLM",
     family_of("kimi"): "Kimi",
     family_of(""): "others",

@@ -44,8 +44,8 @@ EXACT = 4096
 SLICES = 32
 """Slices that are counted in one call: a token may be as long as 128 blanks."""
 
-SAMPLES = 8
-SAMPLE = 512
+SAMPLES = 24
+SAMPLE = 256
 """Bytes of a sample."""
 
 _WIDEST = 4
@@ -171,6 +171,9 @@ def _sampled(vocabulary: Vocabulary, texts: Sequence[str]) -> int:
         text = texts[number]
         start = at - ends[number] + len(text)
         part = text[start : start + (SAMPLE if text.isascii() else SAMPLE // _WIDEST)]
+        first, last = part.find(" "), part.rfind(" ")
+        if first < last:
+            part = part[first:last]  # whole words
         found += vocabulary.count(part)
         seen += len(part)
     return -(-found * size // seen) if seen else 0

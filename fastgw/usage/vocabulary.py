@@ -1,7 +1,7 @@
 """Which vocabulary a model writes in, and the tokenizers that are in memory.
 
 Vocabularies come from the optional package splintr-rs; without it nothing is loaded and tokens are
-counted by bytes. Loading one takes some 200 ms of CPU and 30 MB, so it happens in `warm` alone,
+counted by bytes. Loading one takes some 100 ms of CPU and 35 MiB, so it happens in `warm` alone,
 before a process serves: a model whose vocabulary is not in memory is counted by o200k, which is a
 few percent off.
 """
@@ -19,7 +19,7 @@ DEFAULT = "o200k_base"
 """The vocabulary of models that we do not know."""
 
 MOST_LOADED = 3
-"""Vocabularies that are loaded at most: start-up stays below a second, a worker below 100 MB more.
+"""Vocabularies that are loaded at most: start-up stays below a second, a worker has 100 MiB more.
 docs/counting.md has the errors of doing without."""
 
 CLEAR_AFTER = 4 * 1024 * 1024

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from fastgw import clock
 from fastgw.access_log import quote
+from fastgw.metrics import clean
 from fastgw.money import NANO
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ _LINE = (
     b'{"time":"%b","request_id":"%b","status":%d,"reason":"%b",%b,"stream":%b,"usage_source":"%b",'
     b'"input_tokens":%d,"output_tokens":%d,"cached_input_tokens":%d,"reasoning_tokens":%d,'
     b'"cost_usd":%b,'
-    b'"duration_ms":%.3f,"processing_ms":%b,"first_byte_ms":%b,"bytes_in":%d,"bytes_out":%d}'
+    b'"duration_ms":%.3f,"processing_ms":%b,"first_byte_ms":%b,"bytes_in":%d,"bytes_out":%d%b}'
 )
 """Filled in by hand: a dict of 24 entries and its JSON are four times the cost."""
 
@@ -123,6 +124,7 @@ class Recorder:
                     b"%.3f" % ((first - sent) * 1000) if sent and first else b"null",
                     connection.bytes_in,
                     exchange.bytes_out,
+                    _verbatim(verdict.reported) if verdict.reported else b"",
                 )
             )
 
@@ -207,3 +209,16 @@ class Recorder:
 
 def _printable(path: bytes) -> str:
     return path[:512].decode("ascii", "replace")
+
+
+MAX_USAGE = 2048
+"""Bytes of a provider's usage that the access log takes; a longer one is left out."""
+
+
+def _verbatim(reported: dict[str, Any]) -> bytes:
+    """The usage as the provider reported it, as a member of the line."""
+    try:
+        member = b',"usage":%b' % quote(reported)
+    except TypeError:  # a number or text that JSON cannot carry
+        return b""
+    return member if len(member) <= MAX_USAGE else b""

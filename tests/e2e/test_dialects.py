@@ -61,6 +61,7 @@ class TestAnthropic:
         entry = gateway.access_log()[-1]
         assert (entry["gen_ai.operation.name"], entry["cached_input_tokens"]) == ("chat", 4)
         assert entry["gen_ai.response.model"] == "claude"
+        assert entry["usage"]["cache_read_input_tokens"] == 4  # as it was reported
 
     def test_stream(self, client: anthropic.Anthropic, gateway: Gateway) -> None:
         with client.messages.stream(model="claude", max_tokens=64, messages=MESSAGES) as stream:

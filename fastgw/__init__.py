@@ -15,7 +15,7 @@ Floors: a module imports lower floors only (tests/test_structure.py).
 
     7 process       cli, __main__, service, worker; supervisor, member, child
     6 surfaces      admin/, demo/
-    5 engine        engine, exchange, plan, relay, keyring, settlement, recorder, audit
+    5 engine        engine, exchange, plan, relay, keyring, settlement, recorder, reports, audit
     4 I/O           downstream/, upstream/, store/, flow_control, control
     3 policy        policy/: decisions without I/O or clock
     2 wire          http1/, sse, usage/: bytes and meaning, without I/O

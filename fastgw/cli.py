@@ -1,4 +1,4 @@
-"""The command line: serve, check, demo, budgets, audit, stub.
+"""The command line: serve, check, demo, budgets, usage, audit, stub.
 
 Exit codes: 0 ok, 1 failed, 2 bad usage or configuration, 3 no worker could start. Heavy rooms are
 imported by the command that needs them, so that `--help` and `check` answer at once.
@@ -25,6 +25,7 @@ _EXAMPLES = {
     "check": "example: fastgw check --config /etc/fastgw",
     "demo": "example: fastgw demo --port 8080",
     "budgets": "example: fastgw budgets --config config.toml --key alice",
+    "usage": "example: fastgw usage --config config.toml --by user_id,model --since 7d",
     "audit": "example: fastgw audit --config config.toml --stub-log stub.jsonl "
     "--access-log access.log",
     "stub": "example: fastgw stub --listen 127.0.0.1:8000 --log stub.jsonl",
@@ -80,6 +81,20 @@ def _parser() -> argparse.ArgumentParser:
     budgets.add_argument("--key", metavar="NAME", help="only the accounts of this key")
     budgets.add_argument("--format", choices=("table", "csv", "json"), default="table")
 
+    usage = command("usage", _usage, "show who used what: tokens and dollars")
+    _add_config(usage)
+    usage.add_argument(
+        "--by",
+        action="append",
+        metavar="NAME",
+        help="day, key, upstream, model, a metric label or a metadata field; several with commas "
+        "(default: key)",
+    )
+    usage.add_argument(
+        "--since", default="7d", metavar="TIME", help="7d, 24h or 2026-11-01 (default: 7d)"
+    )
+    usage.add_argument("--format", choices=("table", "csv", "json"), default="table")
+
     audit = command("audit", _audit, "compare what a provider reported with what the store holds")
     _add_config(audit)
     for name, text, needed in (
@@ -127,9 +142,13 @@ def _serve(options: argparse.Namespace) -> int:
 
 def _check(options: argparse.Namespace) -> int:
     from fastgw.config.describe import describe
+    from fastgw.usage.pricing import unpriced
 
-    for line in describe(_load(options)):
+    config = _load(options)
+    for line in describe(config):
         print(line)
+    for line in unpriced(config):
+        print(f"warning: {line}")
     print("configuration ok")
     return 0
 
@@ -160,6 +179,30 @@ def _budgets(options: argparse.Namespace) -> int:
     if options.key is not None:
         rows = rows_of_key(rows, config, options.key)
     print(render_rows(rows, options.format), end="")
+    return 0
+
+
+def _usage(options: argparse.Namespace) -> int:
+    import asyncio
+    from urllib.parse import urlencode
+
+    from fastgw import clock
+    from fastgw.admin.client import fetch
+    from fastgw.usage_report import DEFAULT_BY, read_since, read_usage, render_usage
+
+    config = _load(options)
+    by = [name for text in options.by or DEFAULT_BY for name in text.split(",") if name]
+    try:
+        since = read_since(options.since, clock.wall())
+        if config.store.url == "memory:":
+            query = urlencode({"by": ",".join(by), "since": options.since})
+            rows = fetch(config.admin, f"/api/usage?{query}")
+        else:
+            rows = asyncio.run(read_usage(config, by, since))
+    except ValueError as error:
+        print(f"fastgw: {error}", file=sys.stderr)
+        return 2
+    print(render_usage(rows, by, options.format), end="")
     return 0
 
 

@@ -510,8 +510,7 @@ class Exchange:
         elif self._meter is not None and self._accounts and (made := self._meter.so_far()):
             # Others see a long answer eat the budget while it is written, and the journal keeps it.
             usage = Usage(self._count_prompt(), made, source="counted")
-            if plan is not None and plan.in_usd:
-                usage = self._engine.planner.priced(plan, self.model, usage)
+            usage = self._engine.planner.priced(plan, self.model, usage)
             self._promises = charge_so_far(self._engine, self._accounts, self._promises, usage)
 
     def _refuse(self, refusal: Refusal) -> None:

@@ -306,7 +306,7 @@ class Metrics:
         return found
 
     def _bind(self, key: tuple[str, ...]) -> ExchangeSeries:
-        route, upstream, operation, system, *named = (_clean(value) for value in key)
+        route, upstream, operation, system, *named = (clean(value) for value in key)
         tokens_key = (operation, system, *named)
         outcomes_key = (route, upstream, *named[2:])
         if len(self._tokens) + len(self._outcomes) >= self._max_series and not (
@@ -444,7 +444,7 @@ class Metrics:
         """Put samples into numbers, as far as `max_series` allows; equal labels add up."""
         for name, labels, value in samples:
             series = found.setdefault(name, {})
-            cleaned = tuple(_clean(label) for label in labels)
+            cleaned = tuple(clean(label) for label in labels)
             have = series.get(cleaned)
             if have is not None:
                 series[cleaned] = [have[0] + value]
@@ -452,7 +452,7 @@ class Metrics:
                 series[cleaned] = [value]
 
 
-def _clean(value: str) -> str:
+def clean(value: str) -> str:
     """A label value that is short, printable and not empty."""
     if not value:
         return UNKNOWN

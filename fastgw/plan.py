@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from fastgw.model import Usage
     from fastgw.policy.account import Account
     from fastgw.policy.ledger import Ledger
+    from fastgw.policy.tallies import Tally
     from fastgw.upstream.pool import Pool
     from fastgw.usage.api import Api
     from fastgw.usage.pricing import Price
@@ -155,7 +156,9 @@ class Plan:
         self.request_id = b""
         self.facts: Facts = Facts({}, _no_header, "", "")
         self.accounts: dict[str, tuple[Account, ...]] = {}
-        self.records: dict[tuple[str, str, bool], tuple[ExchangeSeries, bytes, Price | None]] = {}
+        self.records: dict[
+            tuple[str, str, bool], tuple[ExchangeSeries, bytes, Price | None, Tally | None]
+        ] = {}
 
     def allows_model(self, model: str) -> bool:
         """Whether key and route cover this model; "" is a request that names none."""
@@ -330,8 +333,10 @@ class Planner:
                 return price
         return None
 
-    def priced(self, plan: Plan, model: str, usage: Usage, answered: str = "") -> Usage:
-        """`usage` with its cost."""
+    def priced(self, plan: Plan | None, model: str, usage: Usage, answered: str = "") -> Usage:
+        """`usage` with its cost, where a budget counts dollars."""
+        if plan is None or not plan.in_usd:
+            return usage
         price = self.price(plan, model, answered)
         return usage if price is None else usage._replace(cost=price.cost(usage))
 

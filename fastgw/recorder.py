@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from fastgw.exchange import Exchange
     from fastgw.metrics import ExchangeSeries, Metrics
     from fastgw.plan import Plan, Planner
+    from fastgw.policy.tallies import Tallies, Tally
     from fastgw.usage.meter import Metered
     from fastgw.usage.pricing import Price
 
@@ -39,8 +40,16 @@ _LINE = (
 class Recorder:
     """See the module. Called once for each exchange, at its end."""
 
-    def __init__(self, metrics: Metrics, access_log: AccessLog, planner: Planner) -> None:
+    def __init__(
+        self,
+        metrics: Metrics,
+        access_log: AccessLog,
+        planner: Planner,
+        tallies: Tallies | None = None,
+    ) -> None:
+        """`tallies`: who used what, if that is kept."""
         self._metrics = metrics
+        self._tallies = tallies
         self.use(planner, access_log)
         self._told: set[str] = set()
         self._second = 0
@@ -64,6 +73,7 @@ class Recorder:
         plan = exchange.plan
         facts = b""
         price: Price | None = None
+        tally: Tally | None = None
         if plan is None:
             series = self._nowhere
         else:
@@ -78,8 +88,9 @@ class Recorder:
                     self._bind(plan, *models[:2]) if served else self._bind(plan, "", ""),
                     self._facts(exchange, connection, verdict),
                     self._price(plan, models),
+                    self._tally(plan, models),
                 )
-            series, facts, price = bound
+            series, facts, price, tally = bound
         request = exchange.request
         series.count(request.method.decode(), exchange.status, reason)
         began, sent, first = exchange.began, exchange.sent, exchange.first_byte
@@ -90,6 +101,7 @@ class Recorder:
             series.processing(sent - began)
             if usage.source != "none":
                 series.usage(usage)
+                nano = 0
                 if price is not None:
                     nano = usage.cost or price.cost(usage)
                     series.spent.cost += nano
@@ -97,6 +109,8 @@ class Recorder:
                     cost = b"0.%09d" % nano if nano < NANO else b"%d.%09d" % divmod(nano, NANO)
                 else:
                     series.spent.unpriced += 1
+                if tally is not None and self._tallies is not None:
+                    self._tallies.add(tally, usage, nano, clock.wall())
                 series.server_duration(now - sent)
                 if first:
                     series.time_to_first_token(first - sent)
@@ -134,7 +148,7 @@ class Recorder:
             return None
         price = self.planner.price(plan, asked, answered)
         if price is None and plan.in_usd and plan.operation:
-            name = answered or asked
+            name = answered or asked or plan.named
             if name not in self._told and len(self._told) < _TOLD:
                 self._told.add(name)
                 log.warning(
@@ -144,6 +158,15 @@ class Recorder:
                     plan.route.upstream,
                 )
         return price
+
+    def _tally(self, plan: Plan, models: tuple[str, str, bool]) -> Tally | None:
+        asked, answered, served = models
+        if self._tallies is None or plan.informs or not served:
+            return None
+        names, values = self._metrics.label_names, self.planner.labels(plan, asked)
+        labels = (f"{name}={clean(value)}" for name, value in zip(names, values, strict=True))
+        model = clean(answered or asked)
+        return self._tallies.find(plan.key.name, plan.route.upstream, model, labels)
 
     def _time(self) -> bytes:
         """The wall clock, RFC 3339 with milliseconds; the text is made once a second."""

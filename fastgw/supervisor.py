@@ -39,10 +39,11 @@ from fastgw.member import Member
 from fastgw.metrics import Metrics, Sample
 from fastgw.reports import standing_rows
 from fastgw.store import open_store
+from fastgw.usage_report import usage_rows
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Sequence
 
     from fastgw.config.tables import Config
     from fastgw.exposition import Numbers
@@ -53,7 +54,7 @@ log = logging.getLogger(__name__)
 
 FIRST_PAUSE = 0.1
 LAST_PAUSE = 10.0
-RAN_WELL = 60.0
+RAN_WELL = 10.0
 MAX_FAILURES = 5
 BOOT_TIMEOUT = 60.0
 """Seconds in which a worker must get ready."""
@@ -109,7 +110,7 @@ class Supervisor:
             self._bind(config.server.listen)
         self.addresses = [listener.name_of(s) for s in (*self._reserved, *self._inherited)]
         if config.admin.listen or self._passed.admin is not None:
-            views = Views(self._scrape, self._readiness, self._status, self._budgets)
+            views = Views(self._scrape, self._readiness, self._status, self._budgets, self._usage)
             admin = self._admin = AdminServer(config.admin.listen, config.admin.token, views)
             await admin.start(self._passed.admin)
             self.admin_address = admin.address
@@ -338,12 +339,21 @@ class Supervisor:
             ],
         }
 
+    async def _usage(self, by: Sequence[str], since: float) -> list[dict[str, Any]]:
+        """As the store has it: a second or so behind."""
+        found = await (await self._opened_store()).accounts(usage=True)
+        used = {key: each.used for key, each in found.items()}
+        return usage_rows(used, self.config.keys, by, since)
+
+    async def _opened_store(self) -> Store:
+        if self._store is None:
+            self._store = open_store(self.config.store)
+        await self._store.open()
+        return self._store
+
     async def _budgets(self) -> list[dict[str, Any]]:
         await self._ask_all(accounts=True)
         rows = merge_accounts(row for member in self._members for row in member.accounts)
         owed = {row.key: row.owed for row in rows if row.key}
-        if self._store is None:
-            self._store = open_store(self.config.store)
-        await self._store.open()
-        found = await self._store.accounts()
+        found = await (await self._opened_store()).accounts()
         return standing_rows(found, owed, self.config.budgets, clock.wall())

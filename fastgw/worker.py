@@ -27,12 +27,15 @@ from fastgw.errors import StoreUnavailable
 from fastgw.flow_control import Spread, Sweeper
 from fastgw.metrics import Metrics, Sample
 from fastgw.plan import Planner
+from fastgw.policy.tallies import Tallies
+from fastgw.policy.window import USAGE_KEYS
 from fastgw.recorder import Recorder
 from fastgw.reports import standing_rows
 from fastgw.settlement import Settlement
 from fastgw.store import open_store
 from fastgw.upstream.pool import Pool
 from fastgw.usage.vocabulary import warm
+from fastgw.usage_report import usage_rows
 
 if TYPE_CHECKING:
     import socket
@@ -85,6 +88,10 @@ class Worker:
         self._store = open_store(config.store)
         self._ledger, self._journal = open_book(config.store, self._store)
         self._orphans: asyncio.Task[None] | None = None
+        usage = config.usage
+        self._tallies = (
+            Tallies(self._ledger, usage.retention, usage.max_series) if usage.enabled else None
+        )
         self._metrics = Metrics(config.metrics, fastgw.__version__)
         self._access_log = AccessLog(config.access_log.path)
         self._pools = {
@@ -122,7 +129,9 @@ class Worker:
             settlement.start()
             if self._journal is not None:
                 self._orphans = tasks.spawn(settle_orphans(config.store), "orphans")
-            recorder = self._recorder = Recorder(self._metrics, self._access_log, self._planner)
+            recorder = self._recorder = Recorder(
+                self._metrics, self._access_log, self._planner, self._tallies
+            )
             engine = self._engine = Engine(
                 config, self._planner, self._ledger, settlement, recorder
             )
@@ -141,6 +150,7 @@ class Worker:
                         ready=self.readiness,
                         status=self._status_alone,
                         budgets=self._budgets,
+                        usage=self._usage,
                     ),
                 )
                 await self._admin.start(self._admin_socket)
@@ -252,6 +262,8 @@ class Worker:
         if self._orphans is not None:
             self._orphans.cancel()
             await asyncio.wait({self._orphans}, timeout=1)
+        if self._tallies is not None:
+            self._tallies.flush()
         if self._settlement is not None:
             if not await self._settlement.close(SETTLE_AT_END):
                 self.unsettled = True
@@ -277,6 +289,9 @@ class Worker:
         self._overdue.over(self._connections.all)
         self._metrics.fold()
         self._warn()
+        if self._tallies is not None and self._settlement is not None:
+            self._tallies.refresh(clock.wall())
+            self._settlement.wake()
 
     def _cut_overdue(self, connections: Sequence[DownstreamConnection]) -> None:
         now = clock.monotonic()
@@ -358,6 +373,17 @@ class Worker:
         owed = self.owed()
         found = await self._store.accounts()
         return standing_rows(found, owed, self.config.budgets, clock.wall())
+
+    async def _usage(self, by: Sequence[str], since: float) -> list[dict[str, Any]]:
+        found = {key: used for key, (used, _) in (await self._store.accounts(usage=True)).items()}
+        for count in self._ledger.counts_of(USAGE_KEYS):
+            # What was sent may be in the store already: what we know of it is the better number.
+            owed = count.pending + count.sent
+            if owed:
+                found[count.key] = max(found.get(count.key, 0), count.used + count.sent) + (
+                    count.pending
+                )
+        return usage_rows(found, self.config.keys, by, since)
 
     def _samples(self) -> Iterable[Sample]:
         yield Sample("downstream_connections", (), len(self._connections.all))

@@ -43,6 +43,7 @@ FLOORS: dict[str, int] = {
     "settlement": 5,
     "recorder": 5,
     "reports": 5,
+    "usage_report": 5,
     "audit": 5,
     "admin": 6,
     "demo": 6,

@@ -28,6 +28,7 @@ from fastgw.flow_control import Sweeper
 from fastgw.metrics import Metrics
 from fastgw.plan import Planner
 from fastgw.policy.ledger import Ledger
+from fastgw.policy.tallies import Tallies
 from fastgw.recorder import Recorder
 from fastgw.settlement import Settlement
 from fastgw.store.memory import MemoryStore
@@ -149,7 +150,8 @@ class Bench:
         planner = Planner(config, self.ledger, {"stub": pool}, 1)
         self.settlement = Settlement(self.ledger, MemoryStore(), series=metrics.store)
         self.settlement.start()
-        recorder = Recorder(metrics, self.access_log, planner)
+        tallies = Tallies(self.ledger, 86_400.0, 1000)
+        recorder = Recorder(metrics, self.access_log, planner, tallies)
         engine = Engine(config, planner, self.ledger, self.settlement, recorder)
         self.to_client = FakeTransport()
         self.to_provider = FakeTransport()

@@ -16,15 +16,20 @@ import socket
 import stat
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+from urllib.parse import parse_qs
 
 import h11
 import orjson
 from prometheus_client import CONTENT_TYPE_PLAIN_0_0_4
 
+from fastgw import clock
 from fastgw.downstream.listener import name_of
+from fastgw.usage_report import DEFAULT_BY, DEFAULT_SINCE, read_since
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Sequence
+
+    UsageView = Callable[[Sequence[str], float], Awaitable[list[dict[str, Any]]]]
 
 log = logging.getLogger(__name__)
 
@@ -34,6 +39,7 @@ IDLE_TIMEOUT = 75.0
 LINGER_TIMEOUT = 2.0
 READ_SIZE = 16 * 1024
 _JSON = "application/json"
+_PATHS = "paths: /metrics /healthz/live /healthz/ready /api/status /api/budgets /api/usage"
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +50,8 @@ class Views:
     ready: Callable[[], tuple[bool, str]]
     status: Callable[[], Awaitable[dict[str, Any]]]
     budgets: Callable[[], Awaitable[list[dict[str, Any]]]]
+    usage: UsageView | None = None
+    """By which fields, since which epoch second. Raises ValueError for a field that is none."""
 
 
 class _Answer(Exception):
@@ -173,9 +181,11 @@ class AdminServer:
                     return _Answer(200, b'{"status":"live"}')
                 ready, reason = views.ready()
                 return _Answer(200 if ready else 503, orjson.dumps({"status": reason}))
-            if path in ("/api/status", "/api/budgets"):
+            if path in ("/api/status", "/api/budgets", "/api/usage"):
                 self._authorise(request)
                 _require_get(request)
+                if path == "/api/usage" and views.usage is not None:
+                    return _Answer(200, orjson.dumps(await _usage(views.usage, target)))
                 if path == "/api/status":
                     return _Answer(200, orjson.dumps(await views.status()))
                 return _Answer(200, orjson.dumps(await views.budgets()))
@@ -184,7 +194,7 @@ class AdminServer:
         except Exception:
             log.exception("admin: %s failed", path)
             return _error(500, "internal_error", "this view failed; the log has the reason")
-        return _error(404, "not_found", "paths: /metrics /healthz/live /healthz/ready /api/status")
+        return _error(404, "not_found", _PATHS)
 
     def _authorise(self, request: h11.Request) -> None:
         if not self._token:
@@ -243,6 +253,17 @@ def _frames(connection: h11.Connection, answer: _Answer, head_only: bool) -> lis
         out.append(connection.send(h11.Data(data=answer.body)))
     out.append(connection.send(h11.EndOfMessage()))
     return [data for data in out if data]
+
+
+async def _usage(view: UsageView, target: str) -> list[dict[str, Any]]:
+    """The rows that `?by=…&since=…` asks for; `by` may be repeated or hold commas."""
+    query = parse_qs(target.partition("?")[2])
+    by = [name for text in query.get("by", ()) for name in text.split(",") if name]
+    try:
+        since = read_since(query.get("since", [DEFAULT_SINCE])[-1], clock.wall())
+        return await view(by or DEFAULT_BY, since)
+    except ValueError as error:
+        raise _error(400, "invalid_query", str(error)) from None
 
 
 def _require_get(request: h11.Request) -> None:

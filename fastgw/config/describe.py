@@ -272,7 +272,7 @@ def _size(count: int) -> str:
 def _duration(seconds: float) -> str:
     if seconds < 1:
         return f"{seconds * 1000:g} ms"
-    for unit, length in (("h", 3600), ("min", 60)):
+    for unit, length in (("d", 86_400), ("h", 3600), ("min", 60)):
         if seconds % length == 0:
             return f"{seconds / length:g} {unit}"
     return f"{seconds:g} s"

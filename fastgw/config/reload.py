@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from fastgw.config.tables import Config, Server
 
-WHOLE_TABLES = ("store", "metrics")
+WHOLE_TABLES = ("store", "metrics", "usage")
 """Tables of which nothing changes while the process runs."""
 
 
@@ -32,7 +32,8 @@ def take_up(old: Config, new: Config) -> tuple[Config, list[str]]:
             for each in fields(was)
             if getattr(was, each.name) != getattr(wanted, each.name)
         ]
-    return replace(new, server=server, admin=admin, store=old.store, metrics=old.metrics), left
+    same = {table: getattr(old, table) for table in WHOLE_TABLES}
+    return replace(new, server=server, admin=admin, **same), left
 
 
 def _tls_switch(old: Server, new: Server) -> tuple[str, ...]:

@@ -370,6 +370,20 @@ class Pricing:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class UsageReport:
+    """Who used what: sums by day, key, model and metric label, kept in the store."""
+
+    enabled: bool = setting(True, "keep them", "flag")
+    retention: float = setting(30 * 86_400.0, "how long a day is kept", "duration", least=86_400)
+    max_series: int = setting(
+        1000,
+        "keys x models x labels of a worker and day; past it models count under `other`, past "
+        "twice as many keys, too",
+        "number",
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Price:
     """What a model costs, in dollars for a million tokens. The last entry that fits wins."""
 
@@ -432,6 +446,7 @@ class Config:
     metrics: Metrics = field(default_factory=Metrics)
     access_log: AccessLog = field(default_factory=AccessLog)
     pricing: Pricing = field(default_factory=Pricing)
+    usage: UsageReport = field(default_factory=UsageReport)
     prices: tuple[Price, ...] = ()
     catalog: tuple[Listed, ...] = field(default=(), repr=False)
     """What the files of `[pricing] catalogs` hold, in their order."""
@@ -447,6 +462,7 @@ SINGLE_TABLES: dict[str, type[Any]] = {
     "metrics": Metrics,
     "access_log": AccessLog,
     "pricing": Pricing,
+    "usage": UsageReport,
 }
 """Tables that stand once, as `[server]`."""
 

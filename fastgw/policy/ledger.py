@@ -176,6 +176,37 @@ class Ledger:
         """Every account in use, for reports."""
         return list(self._accounts.values())
 
+    # counts that nobody decides by: policy/tallies
+
+    @property
+    def slots(self) -> Slots | None:
+        """The journal."""
+        return self._slots
+
+    def count(self, key: str, expires_at: int) -> Count:
+        """The count of this key, with a place in the journal if it can be had."""
+        count = self._counts.get(key)
+        if count is None:
+            count = self._counts[key] = Count(key, expires_at)
+        if not count.slot and self._slots is not None:
+            count.slot = self._slots.take(key, expires_at)
+        return count
+
+    def counts_of(self, begin: str) -> list[Count]:
+        """The counts whose keys begin so."""
+        return [count for key, count in self._counts.items() if key.startswith(begin)]
+
+    def enqueue(self, count: Count) -> None:
+        """What is pending there goes with the next batch."""
+        self._enqueue(count)
+
+    def let_go(self, count: Count) -> bool:
+        """Free the count's place in the journal, unless it owes something still."""
+        if count.queued or count.asked or count.pending or count.sent:
+            return False
+        self._forget(count)
+        return True
+
     # admission
 
     def stale(self, accounts: Iterable[Account], now: float) -> bool:

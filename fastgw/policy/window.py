@@ -34,6 +34,13 @@ GRACE = 3600
 """Seconds that the store keeps a count after its window: late debits and reports find it."""
 
 
+USAGE = "usage/"
+"""Stands for a budget's name in the accounts of the usage report; no budget can have it."""
+
+USAGE_KEYS = "usage/|"
+"""How the keys of those accounts begin."""
+
+
 class Window(Protocol):
     """A rule that cuts time into periods."""
 

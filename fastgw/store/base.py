@@ -44,8 +44,9 @@ class Store(Protocol):
         granted, an older one changes nothing. Returns or raises within the store's hard deadline.
         """
 
-    async def accounts(self) -> dict[str, Standing]:
-        """Every live account, by its name; for reports. Holds that lapsed are not counted."""
+    async def accounts(self, usage: bool = False) -> dict[str, Standing]:
+        """Every live account of budgets, or of the usage report, by its name; for reports. Holds
+        that lapsed are not counted."""
 
     async def close(self) -> None:
         """Let go of connections and files. May be called twice."""

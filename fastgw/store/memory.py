@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from fastgw import clock
 from fastgw.model import Settled, Standing
+from fastgw.policy.window import USAGE_KEYS
 from fastgw.store.base import granted
 
 if TYPE_CHECKING:
@@ -96,13 +97,14 @@ class MemoryStore:
             self._accounts[debit.account] = account
         return others, amount
 
-    async def accounts(self) -> dict[str, Standing]:
+    async def accounts(self, usage: bool = False) -> dict[str, Standing]:
         """See Store."""
         now = clock.wall()
         self._purge(now)
         return {
             name: Standing(account.used, account.held(now))
             for name, account in self._accounts.items()
+            if name.startswith(USAGE_KEYS) == usage
         }
 
     async def close(self) -> None:

@@ -1,9 +1,9 @@
 """Budgets shared by hosts: Redis or Valkey, 6.2 and later.
 
-Each account is one hash, `<prefix>:a:<account>`, with the fields `used`, `s:<writer>`: the last
-sequence that this writer settled there, and `h:<writer>`: what it holds there until when. Beside
-the number they guard, so that all live and die together. A batch is one EVALSHA of lua/settle.lua;
-the server runs it as a whole.
+Each account is one hash, `<prefix>:a:<account>` (of the usage report `<prefix>:u:…`), with the
+fields `used`, `s:<writer>`: the last sequence that this writer settled there, and `h:<writer>`:
+what it holds there until when. Beside the number they guard, so that all live and die together. A
+batch is one EVALSHA of lua/settle.lua; the server runs it as a whole.
 
 How the server is reached, and what a failure there means, is the link's: see `link`.
 """
@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from fastgw import clock
 from fastgw.errors import StoreUnavailable
 from fastgw.model import Settled, Standing
+from fastgw.policy.window import USAGE_KEYS
 from fastgw.store.base import SPARE_SHARE, UNUSABLE
 from fastgw.store.link import Call, Script
 from fastgw.store.topology import open_link
@@ -38,6 +39,7 @@ class RedisStore:
 
         Raises ValueError for a URL that is none."""
         self._prefix = f"{prefix}:a:"
+        self._usage_prefix = f"{prefix}:u:"
         self._link = open_link(url, timeout)
 
     async def open(self) -> None:
@@ -64,11 +66,13 @@ class RedisStore:
     def _encode(self, batch: Batch, lines: Sequence[int]) -> Call:
         """KEYS and ARGV of settle.lua for some lines of the batch and the claims on them."""
         prefix, tag = self._prefix, self._link.tag
+        usage_prefix = self._usage_prefix
         keys = []
         arguments: list[str | int] = [batch.writer, batch.sequence, batch.lapse, SPARE_SHARE]
         for line in lines:
             account, amount, expires_at, settled, known = batch.debits[line]
-            keys.append(prefix + tag(account) + account)
+            begin = usage_prefix if account.startswith(USAGE_KEYS) else prefix
+            keys.append(begin + tag(account) + account)
             arguments += (amount, expires_at, settled, known)
         if batch.claims:
             place = {line: at for at, line in enumerate(lines, 1)}
@@ -77,9 +81,9 @@ class RedisStore:
                     arguments += (place[line], *wanted)
         return Call(keys, arguments)
 
-    async def accounts(self) -> dict[str, Standing]:
+    async def accounts(self, usage: bool = False) -> dict[str, Standing]:
         """See Store. Scans: for reports."""
-        prefix = self._prefix
+        prefix = self._usage_prefix if usage else self._prefix
         escaped = "".join(f"\\{c}" if c in "*?[]\\^-" else c for c in prefix)
         now = clock.wall()
         found: dict[str, Standing] = {}

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, TypeVar
 from fastgw import clock
 from fastgw.errors import StoreUnavailable
 from fastgw.model import Settled, Standing
+from fastgw.policy.window import USAGE_KEYS
 from fastgw.store.base import granted
 
 if TYPE_CHECKING:
@@ -58,7 +59,11 @@ _OTHERS = """SELECT coalesce(sum(amount), 0) FROM holds
 _HELD = "SELECT sequence, amount FROM holds WHERE account = ? AND writer = ?"
 _HOLD = "INSERT OR REPLACE INTO holds VALUES (?, ?, ?, ?, ?)"
 _LET_GO = "DELETE FROM holds WHERE account = ? AND writer = ?"
-_READ_ALL = """SELECT account, used FROM accounts WHERE expires_at > ?1
+_AFTER_USAGE = USAGE_KEYS[:-1] + chr(ord(USAGE_KEYS[-1]) + 1)
+_READ_USAGE = """SELECT account, used FROM accounts
+    WHERE account >= ?2 AND account < ?3 AND expires_at > ?1"""
+_READ_ALL = """SELECT account, used FROM accounts
+    WHERE (account < ?2 OR account >= ?3) AND expires_at > ?1
     UNION ALL SELECT account, 0 FROM holds
     WHERE until > ?1 AND account NOT IN (SELECT account FROM accounts)"""
 _HOLDS = "SELECT account, sum(amount) FROM holds WHERE until > ? GROUP BY account"
@@ -87,9 +92,9 @@ class SqliteStore:
         """See Store."""
         return await self._call(lambda: self._settle(batch))
 
-    async def accounts(self) -> dict[str, Standing]:
+    async def accounts(self, usage: bool = False) -> dict[str, Standing]:
         """See Store."""
-        return await self._call(self._read_all)
+        return await self._call(lambda: self._read_all(usage))
 
     async def close(self) -> None:
         """See Store."""
@@ -227,12 +232,15 @@ class SqliteStore:
         db.execute("DELETE FROM accounts WHERE expires_at <= ?", (now,))
         db.execute("DELETE FROM holds WHERE until <= ?", (now,))
 
-    def _read_all(self) -> dict[str, Standing]:
+    def _read_all(self, usage: bool) -> dict[str, Standing]:
         self._open()
         assert self._db is not None
         now = int(clock.wall())
         held = dict(self._db.execute(_HOLDS, (now,)).fetchall())
-        rows = self._db.execute(_READ_ALL, (now,)).fetchall()
+        if usage:
+            rows = self._db.execute(_READ_USAGE, (now, USAGE_KEYS, _AFTER_USAGE)).fetchall()
+        else:
+            rows = self._db.execute(_READ_ALL, (now, USAGE_KEYS, _AFTER_USAGE)).fetchall()
         return {account: Standing(used, held.get(account, 0)) for account, used in rows}
 
     def _close(self) -> None:

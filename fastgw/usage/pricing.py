@@ -84,8 +84,8 @@ class Price:
     """What a model costs, up to `above` input tokens; for longer prompts `over` holds."""
 
     __slots__ = (
-        "_cached", "_half", "_input", "_output", "_per", "_request", "_thought", "_written", "above",
-        "over", "rates",
+        "_cached", "_half", "_input", "_output", "_per", "_request", "_thought", "_written",
+        "above", "over", "rates",
     )  # fmt: skip
 
     def __init__(self, rates: Sequence[Rates]) -> None:
@@ -245,6 +245,30 @@ def provider_of(upstream: Upstream) -> str:
         return "" if upstream.dialect == "openrouter" else provider_name(upstream.dialect)
     name = provider_name(upstream.name)
     return name if name in _HOSTS.values() else ""
+
+
+def unpriced(config: Config) -> Iterator[str]:
+    """Of the models that the configuration names, those that no budget in usd can charge: a line
+    for each."""
+    if not any(budget.unit == "usd" for budget in config.budgets):
+        return
+    book = PriceBook(config)
+    upstreams = {upstream.name: upstream for upstream in config.upstreams}
+    keys = [model for key in config.keys for model in key.allowed_models]
+    told = set()
+    for route in config.routes:
+        upstream = upstreams[route.upstream]
+        aliases = upstream.model_aliases or {}
+        asked = (model for model in (*route.models, *keys) if "*" not in model)
+        models = [upstream.model] if upstream.model else [*aliases.values(), *asked]
+        for model in models:
+            sent = aliases.get(model, model)
+            if (upstream.name, sent) not in told and book.find(upstream.name, sent) is None:
+                told.add((upstream.name, sent))
+                yield (
+                    f"model {sent} has no price at upstream {upstream.name}, and budgets count "
+                    "dollars; add it to [[prices]]"
+                )
 
 
 _REGION = re.compile(r"(?:(global)|us-gov|us|eu|apac|jp|au|ca|sa|af|me|in|uk|mx)\.(?=[a-z0-9]+\.)")

@@ -214,6 +214,20 @@ def test_many_writers_at_once_lose_nothing(new_store: OpenStore) -> None:
     asyncio.run(main())
 
 
+def test_budgets_and_the_usage_report_are_read_apart(new_store: OpenStore) -> None:
+    async def main() -> None:
+        store = new_store()
+        await store.open()
+        names = ("a", "usage", "usage/", "usage/|", "usage/|requests|day|0|a", "usage0|a", "v")
+        await store.settle(batch(1, *((name, 1) for name in names)))
+        report = {name for name in names if name.startswith("usage/|")}
+        assert set(await store.accounts(usage=True)) == report
+        assert set(await store.accounts()) == set(names) - report
+        await store.close()
+
+    asyncio.run(main())
+
+
 # holds
 
 

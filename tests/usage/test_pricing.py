@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from datetime import UTC, datetime
 from decimal import ROUND_HALF_UP, Decimal
 from pathlib import Path
@@ -14,10 +15,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fastgw.config.catalogs import read_catalog
-from fastgw.config.tables import Config, Listed, Pricing, Rates, Upstream
+from fastgw.config.tables import Budget, Config, Key, Listed, Pricing, Rates, Route, Upstream
 from fastgw.config.tables import Price as Setting
 from fastgw.model import Usage
-from fastgw.usage.pricing import Price, PriceBook, builtin, names, provider_of
+from fastgw.usage.pricing import Price, PriceBook, builtin, names, provider_of, unpriced
 
 DOLLAR = 10**9
 TABLE = Path(__file__).resolve().parents[2] / "fastgw" / "usage" / "prices.json"
@@ -239,6 +240,18 @@ def test_litellm_floats_are_read_as_they_are_meant() -> None:
             Rates(200_000, None, 3 * DOLLAR),
         ),
     )
+
+
+def test_models_without_price_are_told_where_dollars_count() -> None:
+    config = Config(
+        upstreams=(upstream(model_aliases={"fast": "gpt-4o-mini", "slow": "house-blend"}),),
+        routes=(Route(path_prefix="/a", upstream="stub", models=("fast", "claude-*", "x-1")),),
+        keys=(Key(name="k", allowed_models=("gpt-4o", "x-1")),),
+    )
+    assert list(unpriced(config)) == []
+    budget = Budget(name="b", unit="usd", limit=1)
+    found = list(unpriced(replace(config, budgets=(budget,))))
+    assert [line.split()[1] for line in found] == ["house-blend", "x-1"]
 
 
 # the judge: genai-prices, a table that others keep

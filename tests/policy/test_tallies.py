@@ -1,0 +1,161 @@
+"""Tallies: exact sums in the ledger's way, a day at a time, within bounds."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fastgw import journal
+from fastgw.model import Usage
+from fastgw.policy.ledger import Ledger
+from fastgw.policy.tallies import OTHER, UNITS, Tallies
+from fastgw.policy.window import USAGE, read_account_key
+from fastgw.store.memory import MemoryStore
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+DAY = 86_400
+NOON = 30_000 * DAY + DAY / 2  # far ahead: the store must not have forgotten it
+KEPT = 7 * DAY
+
+
+def settle(ledger: Ledger, store: MemoryStore, now: float = NOON) -> None:
+    while (batch := ledger.take()) is not None:
+        ledger.settled(asyncio.run(store.settle(batch)), now)
+
+
+def sums(store: MemoryStore) -> dict[tuple[int, tuple[str, ...], str], int]:
+    found = {}
+    for key, standing in asyncio.run(store.accounts(usage=True)).items():
+        name = read_account_key(key)
+        assert name is not None
+        assert name.budget == USAGE
+        found[int(name.start // DAY), name.values, name.unit] = standing.used
+    return found
+
+
+usages = st.builds(
+    Usage, st.integers(0, 10**6), st.integers(0, 10**6), st.integers(0, 10**6), source=st.none()
+)
+steps = st.lists(
+    st.one_of(
+        st.tuples(st.sampled_from("abc"), st.sampled_from("mn"), usages, st.integers(0, 10**9)),
+        st.sampled_from(["refresh", "settle", "tomorrow"]),
+    ),
+    max_size=40,
+)
+
+
+@given(steps)
+def test_the_store_holds_the_sum_of_every_day(steps: list[object]) -> None:
+    ledger, store, now = Ledger("w", 0.1), MemoryStore(), NOON
+    tallies = Tallies(ledger, KEPT, 100)
+    bound = {(key, model): tallies.find(key, "u", model, ()) for key in "abc" for model in "mn"}
+    expected: dict[tuple[int, tuple[str, ...], str], int] = {}
+    for step in steps:
+        if step == "refresh":
+            tallies.refresh(now)
+        elif step == "settle":
+            settle(ledger, store, now)
+        elif step == "tomorrow":
+            now += DAY
+        else:
+            assert isinstance(step, tuple)
+            key, model, usage, cost = step
+            tallies.add(bound[key, model], usage, cost, now)
+            amounts = (
+                1, usage.input_tokens, usage.output_tokens, usage.cached_input_tokens, cost,
+            )  # fmt: skip
+            for unit, amount in zip(UNITS, amounts, strict=True):
+                if amount:
+                    place = (int(now // DAY), (key, "u", model), unit)
+                    expected[place] = expected.get(place, 0) + amount
+    tallies.flush()
+    settle(ledger, store, now)
+    assert sums(store) == expected
+
+
+def test_what_is_dirty_waits_for_a_refresh_and_goes_once() -> None:
+    ledger, store = Ledger("w", 0.1), MemoryStore()
+    tallies = Tallies(ledger, KEPT, 100)
+    tally = tallies.find("a", "u", "m", ["team=x"])
+    for _ in range(3):
+        tallies.add(tally, Usage(10, 9), 5, NOON)
+    assert not ledger.has_work
+    tallies.refresh(NOON)
+    batch = ledger.take()
+    assert batch is not None
+    assert [line.amount for line in batch.debits] == [3, 30, 27, 15]
+    tallies.refresh(NOON)
+    ledger.settled(asyncio.run(store.settle(batch)), NOON)
+    assert ledger.take() is None
+    assert {values for _, values, _ in sums(store)} == {("a", "u", "m", "team=x")}
+
+
+def test_past_the_bound_models_then_keys_count_under_other() -> None:
+    tallies = Tallies(Ledger("w", 0.1), KEPT, 2)
+    assert tallies.find("a", "u", "m", ["l=1"]).values == ("a", "u", "m", "l=1")
+    assert tallies.find("a", "u", "n", ["l=1"]).values == ("a", "u", "n", "l=1")
+    assert tallies.find("a", "u", "o", ["l=1"]).values == ("a", OTHER, OTHER)
+    assert tallies.find("b", "u", "m", ["l=1"]).values == ("b", OTHER, OTHER)
+    assert tallies.find("c", "u", "m", ["l=1"]).values == (OTHER, OTHER, OTHER)
+    assert tallies.find("d", "u", "m", []) is tallies.find("e", "u", "m", [])
+    assert tallies.find("a", "u", "x", []) is tallies.find("a", "v", "y", [])
+    assert tallies.find("a", "u", "m", ["l=1"]).values == ("a", "u", "m", "l=1")
+
+
+def test_a_day_that_is_over_gives_its_places_back(tmp_path: Path) -> None:
+    kept = journal.claim(str(tmp_path), "store")
+    ledger, store = Ledger(kept.writer, 0.1, slots=kept), MemoryStore()
+    tallies = Tallies(ledger, KEPT, 1000)
+    sizes = []
+    for day in range(5):
+        now = NOON + day * DAY
+        for number in range(100):
+            tallies.add(tallies.find(f"key-{number}", "u", "m", ()), Usage(1, 1), 1, now)
+        for _ in range(3):
+            tallies.refresh(now)
+            settle(ledger, store, now)
+        sizes.append(kept._end)
+    assert sizes[-1] == sizes[1]  # of two days at most
+    assert sum(sums(store).values()) == 5 * 100 * 4
+    kept.close()
+
+
+def test_a_crash_loses_nothing_and_a_restart_goes_on(tmp_path: Path) -> None:
+    store = MemoryStore()
+    for boot in range(3):
+        kept = journal.claim(str(tmp_path), "store")
+        ledger = Ledger(kept.writer, 0.1, slots=kept, sequence=kept.sequence, owed=kept.owed)
+        kept.owed = []
+        tallies = Tallies(ledger, KEPT, 100)
+        tally = tallies.find("a", "u", "m", ())
+        for _ in range(5):
+            tallies.add(tally, Usage(10, 9, 2), 7, NOON)
+        if boot == 1:
+            tallies.refresh(NOON)
+            assert ledger.take() is not None  # sent, and never answered
+        kept.close()
+    kept = journal.claim(str(tmp_path), "store")
+    ledger = Ledger(kept.writer, 0.1, slots=kept, sequence=kept.sequence, owed=kept.owed)
+    settle(ledger, store)
+    place = int(NOON // DAY), ("a", "u", "m")
+    assert sums(store) == {
+        (*place, "requests"): 15, (*place, "input_tokens"): 150, (*place, "output_tokens"): 135,
+        (*place, "cached_input_tokens"): 30, (*place, "usd"): 105,
+    }  # fmt: skip
+    kept.close()
+
+
+def test_budgets_and_usage_do_not_show_up_in_each_others_reports() -> None:
+    ledger, store = Ledger("w", 0.1), MemoryStore()
+    tallies = Tallies(ledger, KEPT, 100)
+    tallies.add(tallies.find("a", "u", "m", ()), Usage(1, 1), 1, NOON)
+    tallies.flush()
+    settle(ledger, store)
+    assert asyncio.run(store.accounts()) == {}
+    assert len(sums(store)) == 4

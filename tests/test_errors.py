@@ -33,6 +33,19 @@ def test_both_dialects(kind: type[Refusal]) -> None:
     assert other["error"]["type"].endswith(("_error", "_too_large"))
 
 
+@pytest.mark.parametrize("kind", REFUSALS, ids=lambda kind: str(kind.code))
+def test_other_dialects(kind: type[Refusal]) -> None:
+    refusal = kind("why")
+    gemini = orjson.loads(render(refusal, "gemini"))["error"]
+    assert (gemini["code"], gemini["message"]) == (kind.status, "why")
+    assert gemini["status"].isupper()
+    bedrock = orjson.loads(render(refusal, "bedrock"))
+    assert bedrock["message"] == "why"
+    assert bedrock["__type"].endswith("Exception")
+    assert orjson.loads(render(refusal, "cohere")) == {"message": "why"}
+    assert orjson.loads(render(refusal, "ollama")) == {"error": "why"}
+
+
 def test_a_request_whose_end_is_in_doubt_closes_and_others_do_not() -> None:
     """RFC 9112, 9.3: what follows on the connection could be taken for a request."""
     assert errors.BadRequest.closes

@@ -244,3 +244,123 @@ def test_a_query_stays_and_options_of_the_server_are_not_served() -> None:
     assert plan(line=b"GET /openai/v1/files?a=%20b").head.startswith(b"GET /v1/files?a=%20b HTTP")
     with pytest.raises(NotImplementedHere):
         plan(line=b"OPTIONS *")
+
+
+def dialect_planner(dialect: str, api_key: str = OURS, **more: Any) -> Planner:
+    upstream = Upstream(
+        name="up", base_url="http://provider:9", api_key=api_key, dialect=dialect, **more
+    )
+    alice = Key(name="alice", digest=hashlib.sha256(b"sk-alice-1").digest())
+    config = Config(
+        auth=Auth(locations=("header:x-api-key", "header:authorization:Bearer")),
+        keys=(alice,),
+        upstreams=(upstream,),
+        routes=(Route(path_prefix="/p", upstream="up"),),
+    )
+    pools = {"up": Pool(upstream, Sweeper(), 65536)}
+    return Planner(config, Ledger("w", math.inf), pools, 1)
+
+
+@pytest.mark.parametrize(
+    ("dialect", "path", "credential"),
+    [
+        ("anthropic", b"/p/v1/messages", b"x-api-key: "),
+        ("anthropic", b"/p/v1/chat/completions", b"authorization: Bearer "),
+        ("gemini", b"/p/v1beta/models/g:generateContent", b"x-goog-api-key: "),
+        ("gemini", b"/p/v1beta/openai/chat/completions", b"authorization: Bearer "),
+        ("azure", b"/p/openai/deployments/d/chat/completions", b"api-key: "),
+        ("bedrock", b"/p/model/m/converse", b"authorization: Bearer "),
+        ("ollama", b"/p/api/chat", b"authorization: Bearer "),
+    ],
+)
+def test_each_provider_gets_its_credential_where_it_wants_it(
+    dialect: str, path: bytes, credential: bytes
+) -> None:
+    head = plan(line=b"POST " + path, by=dialect_planner(dialect)).head
+    assert b"\r\n" + credential + OURS.encode() + b"\r\n" in head
+    assert head.count(OURS.encode()) == 1
+
+
+@pytest.mark.parametrize(
+    ("dialect", "path", "sent", "streams"),
+    [
+        ("gemini", b"/p/v1beta/models/a:streamGenerateContent",
+         b"POST /v1beta/models/m%2F1:streamGenerateContent HTTP", True),
+        ("bedrock", b"/p/model/a/converse", b"POST /model/m%2F1/converse HTTP", False),
+        ("azure", b"/p/openai/deployments/a/chat/completions",
+         b"POST /openai/deployments/m%2F1/chat/completions HTTP", None),
+        ("gemini", b"/p/v1/publishers/anthropic/models/a:streamRawPredict",
+         b"POST /v1/publishers/anthropic/models/m%2F1:streamRawPredict HTTP", True),
+    ],
+)  # fmt: skip
+def test_a_model_in_the_path_is_named_and_replaced(
+    dialect: str, path: bytes, sent: bytes, streams: bool | None
+) -> None:
+    made = plan(line=b"POST " + path, by=dialect_planner(dialect, model_aliases={"a": "m/1"}))
+    assert made.named == "a"
+    assert made.streams is streams
+    assert made.head.startswith(sent)
+
+
+@pytest.mark.parametrize(
+    ("query", "sent"),
+    [(b"?key=sk-alice-1", b""), (b"?alt=sse&key=x", b"?alt=sse"), (b"?key=x&alt=sse", b"?alt=sse"),
+     (b"?%6bey=x&a=1", b"?a=1"), (b"?monkey=1", b"?monkey=1")],
+)  # fmt: skip
+def test_the_key_of_a_query_is_never_sent_to_gemini(query: bytes, sent: bytes) -> None:
+    path = b"/p/v1beta/models/g:generateContent"
+    head = plan(line=b"POST " + path + query, by=dialect_planner("gemini")).head
+    assert head.startswith(b"POST /v1beta/models/g:generateContent" + sent + b" HTTP")
+
+
+def test_a_signature_for_aws_passes_where_we_have_no_credential() -> None:
+    line, key = b"POST /p/model/m/converse", b"x-api-key: sk-alice-1"
+    signed = b"Authorization: AWS4-HMAC-SHA256 Credential=AKIA/x"
+    assert signed in plan(signed, line=line, key=key, by=dialect_planner("bedrock", "")).head
+    assert signed not in plan(signed, line=line, key=key, by=dialect_planner("bedrock")).head
+    assert signed not in plan(signed, line=line, key=key, by=dialect_planner("anthropic", "")).head
+    bearer = b"Authorization: Bearer sk-alice-1"
+    assert bearer not in plan(bearer, line=line, key=key, by=dialect_planner("bedrock", "")).head
+
+
+@pytest.mark.parametrize(
+    ("dialect", "path", "operation", "metered"),
+    [
+        ("anthropic", b"/p/v1/messages/count_tokens", "count_tokens", False),
+        ("anthropic", b"/p/v1/messages/batches", "batch", True),
+        ("gemini", b"/p/v1beta/models/g:countTokens", "count_tokens", False),
+        ("openai", b"/p/v1/batches", "batch", True),
+        ("mistral", b"/p/v1/chat/completions", "chat", True),
+    ],
+)
+def test_what_is_free_and_what_is_not(
+    dialect: str, path: bytes, operation: str, metered: bool
+) -> None:
+    made = plan(line=b"POST " + path, by=dialect_planner(dialect))
+    assert (made.operation, made.metered) == (operation, metered)
+
+
+def test_who_rejects_the_option_is_not_asked() -> None:
+    line = b"POST /p/v1/chat/completions"
+    for dialect, asked in (("mistral", False), ("openai", True), ("vllm", True)):
+        made = plan(line=line, by=dialect_planner(dialect)).asks_usage
+        assert made is not None
+        assert made.on is asked
+    made = plan(line=line, by=dialect_planner("openai", include_usage=False)).asks_usage
+    assert made is not None
+    assert not made.on
+
+
+def test_errors_are_in_the_dialect_of_their_route() -> None:
+    by = dialect_planner("anthropic")
+
+    def shape(line: bytes) -> str:
+        head = read_request_head(line + b" HTTP/1.1\r\nHost: gw\r\n\r\n", 100)[0]
+        return by.shape(head)
+
+    assert shape(b"POST /p/v1/messages") == "anthropic"
+    assert shape(b"GET /p/v1/models") == "anthropic"
+    assert shape(b"POST /p/v1/chat/completions") == "openai"
+    assert shape(b"POST /elsewhere") == "openai"
+    assert shape(b"POST /p/../messages") == "openai"
+    assert by.shape(None) == "openai"

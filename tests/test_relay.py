@@ -19,6 +19,9 @@ from fastgw.http1.request import RequestHead, read_request_head
 from fastgw.http1.response import ResponseHead, read_response_head
 from fastgw.plan import Plan
 from fastgw.relay import MAX_EDITED, EditedRelay, Relay, make_meter, only_models, whole_answer
+from fastgw.usage.bedrock import BEDROCK
+from fastgw.usage.dialects import DIALECTS
+from fastgw.usage.framing import MessageFramer, message
 from fastgw.usage.meter import NO_METER, InflatingMeter, JsonMeter, OpaqueMeter, StreamMeter
 from fastgw.usage.openai import OPENAI
 
@@ -233,6 +236,56 @@ def test_who_looks_on(head: ResponseHead, kind: type[Any]) -> None:
     assert make_meter(plan(reads=False), head, False) is NO_METER
 
 
+@pytest.mark.parametrize(
+    ("media", "body"),
+    [
+        (b"application/x-ndjson", b'{"done":true,"prompt_eval_count":3,"eval_count":4}\n'),
+        (
+            b"application/vnd.amazon.eventstream",
+            message("metadata", b'{"usage":{"inputTokens":3,"outputTokens":4}}'),
+        ),
+        (
+            b"application/json",
+            b'[{"usageMetadata":{"promptTokenCount":3}},'
+            b'{"usageMetadata":{"promptTokenCount":3,"candidatesTokenCount":4}}]',
+        ),
+    ],
+)
+def test_streams_of_other_framings(media: bytes, body: bytes) -> None:
+    one = plan()
+    one.api = DIALECTS["auto"].any
+    one.streams = True
+    meter = make_meter(one, answered(b"Content-Type: " + media), True)
+    assert b"".join(meter.feed(bytes((byte,))) for byte in body) == body
+    assert meter.finish(True, lambda: 7).usage[:2] == (3, 4)
+
+
+@pytest.mark.parametrize(
+    ("media", "dialect", "event"),
+    [
+        (b"text/event-stream", "openai", b'data: {"error":{'),
+        (b"text/event-stream", "anthropic", b'event: error\ndata: {"type":"error","error":{'),
+        (b"text/event-stream", "gemini", b'data: {"error":{"code":502,'),
+        (b"application/x-ndjson", "ollama", b'{"error":"the provider ended the stream early"}\n'),
+        (b"application/vnd.amazon.eventstream", "bedrock", b"\x00\x00\x00"),
+    ],
+)
+def test_the_event_that_says_why_a_stream_ends(media: bytes, dialect: str, event: bytes) -> None:
+    head = answered(b"Content-Type: " + media, UNSIZED)
+    written: list[bytes] = []
+    one = Relay(written.append, asked(), head, strips=False, closing=False)
+    assert one.streams
+    one.error_event(upstream_failure("cut"), dialect)
+    (data,) = written
+    size, _, rest = data.partition(b"\r\n")
+    data = rest[: int(size, 16)]
+    assert data.startswith(event)
+    assert b"ended the stream early" in data
+    if dialect == "bedrock":
+        (line,) = MessageFramer().feed(data).splitlines()
+        assert BEDROCK.failed(json.loads(line))
+
+
 def test_what_is_not_to_be_counted_is_not() -> None:
     opaque = answered(JSON, b"Content-Encoding: br")
     assert make_meter(plan(counts=False), opaque, False) is NO_METER
@@ -250,6 +303,31 @@ def test_a_list_of_models_without_those_that_may_not_be_used() -> None:
         "data": [{"id": "a"}, {"id": "c"}],
         "more": False,
     }
+
+
+@pytest.mark.parametrize(
+    ("body", "left"),
+    [
+        (
+            b'{"data":[{"id":"a"},{"id":"b"}],"has_more":false,"first_id":"a","last_id":"b"}',
+            {"data": [{"id": "a"}], "has_more": False, "first_id": "a", "last_id": "a"},
+        ),
+        (
+            b'{"data":[{"id":"b"}],"first_id":"b","last_id":"b"}',
+            {"data": [], "first_id": None, "last_id": None},
+        ),
+        (
+            b'{"models":[{"name":"models/a"},{"name":"models/b"}],"nextPageToken":"t"}',
+            {"models": [{"name": "models/a"}], "nextPageToken": "t"},
+        ),
+        (
+            b'{"models":[{"name":"a","model":"a"},{"name":"b","model":"b"}]}',
+            {"models": [{"name": "a", "model": "a"}]},
+        ),
+    ],
+)  # fmt: skip
+def test_lists_of_models_of_other_dialects(body: bytes, left: Any) -> None:
+    assert json.loads(only_models(lambda name: name != "b", body) or b"") == left
 
 
 def test_models_are_taken_out_of_each_list_that_an_answer_has() -> None:

@@ -51,14 +51,11 @@ class Anthropic(Api):
     SHOWS_OLD_USAGE = ("/messages/batches/",)
     CHOICES = ()
 
+    PATH_MODEL = _PATH
+
     def operation(self, below: str) -> str:
         """See Api; Vertex names the model in the path."""
         return super().operation(below) or ("chat" if _PATH.search(below) else "")
-
-    def path_model(self, below: str) -> str:
-        """See Api."""
-        found = _PATH.search(below)
-        return found[1] if found else ""
 
     def path_streams(self, below: str) -> bool | None:
         """See Api."""

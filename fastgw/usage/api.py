@@ -69,6 +69,9 @@ class Api:
     CHOICES: ClassVar[tuple[str, ...]] = ("n", "best_of")
     """Members that say how many answers are made, and paid for."""
 
+    PATH_MODEL: re.Pattern[str] | None = None
+    """Where a path names the model: group 1."""
+
     USAGE, USAGE_OBJECT = member_pattern("usage")
 
     # the request
@@ -87,7 +90,13 @@ class Api:
 
     def path_model(self, below: str) -> str:
         """The model that the path names, "" where the body does."""
-        return ""
+        found = self.PATH_MODEL.search(below) if self.PATH_MODEL is not None else None
+        return found[1] if found else ""
+
+    def with_model(self, below: str, model: str) -> str:
+        """The path with another model in its place; unchanged where it names none."""
+        found = self.PATH_MODEL.search(below) if self.PATH_MODEL is not None else None
+        return below[: found.start(1)] + model + below[found.end(1) :] if found else below
 
     def path_streams(self, below: str) -> bool | None:
         """Whether the path asks for a stream; None where the body says."""

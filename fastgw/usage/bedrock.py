@@ -65,15 +65,12 @@ class Bedrock(Api):
         member_pattern(f"usage|{_METRICS}")[0].pattern + rb'|"prompt_token_count"\s*:\s*\d'
     )
 
+    PATH_MODEL = _PATH
+
     def operation(self, below: str) -> str:
         """See Api."""
         found = _PATH.search(below)
         return _OPERATIONS[found[2].lower()] if found else super().operation(below)
-
-    def path_model(self, below: str) -> str:
-        """See Api."""
-        found = _PATH.search(below)
-        return found[1] if found else ""
 
     def path_streams(self, below: str) -> bool | None:
         """See Api."""

@@ -2,8 +2,8 @@
 
 Usage stands in `usageMetadata` of every event, cumulative, final in the last. Cached tokens are
 part of the prompt; thoughts stand beside the candidates, results of server tools
-(`toolUsePrompt…`) beside the prompt. Without `alt=sse` a stream is a JSON array. `usage` of the interactions API has
-names of its own.
+(`toolUsePrompt…`) beside the prompt. Without `alt=sse` a stream is a JSON array. `usage` of the
+interactions API has names of its own.
 """
 
 from __future__ import annotations
@@ -66,15 +66,12 @@ class Gemini(Api):
 
     USAGE, USAGE_OBJECT = member_pattern("usageMetadata|usage_metadata|usage")
 
+    PATH_MODEL = _PATH
+
     def operation(self, below: str) -> str:
         """See Api: the method after the colon."""
         found = _PATH.search(below)
         return _METHODS.get(found[2].lower(), "") if found else super().operation(below)
-
-    def path_model(self, below: str) -> str:
-        """See Api."""
-        found = _PATH.search(below)
-        return found[1] if found else ""
 
     def path_streams(self, below: str) -> bool | None:
         """See Api."""

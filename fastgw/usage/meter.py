@@ -225,10 +225,17 @@ class StreamMeter:
         counter, api, block = self._counting(), self._api, b"".join(blocks)
         calls = b"call" in block or b"tool_use" in block
         texts: list[str] = []
+        message = None
         for message in read_objects(self._framer.payloads(block)):
             texts += api.texts(message)
             if calls:
                 counter.add_calls(api.calls(message))
+        if message is None:  # events of plain text
+            texts += [
+                payload.decode("utf-8", "replace")
+                for payload in self._framer.payloads(block)
+                if payload[:1] not in (b"{", b"[")
+            ]
         counter.add("".join(texts))
 
     def _counting(self) -> Counter:

@@ -242,6 +242,8 @@ class OpenAI(Api):
     ECHOES = frozenset({"responses"})
     SHOWS_OLD_USAGE = ("/responses/", "/chat/completions/", "/conversations/", "/batches/")
 
+    PATH_MODEL = _DEPLOYMENT  # of Azure, whatever the body says
+
     usage_object = staticmethod(usage_object)
     normal_form = staticmethod(normal_form)
     is_usage_only = staticmethod(is_usage_only)
@@ -253,11 +255,6 @@ class OpenAI(Api):
         """See Api. A batch has the exact path alone: others have lists of that name."""
         found = super().operation(below)
         return "" if found == "batch" and below.lower() != "/batches" else found
-
-    def path_model(self, below: str) -> str:
-        """See Api: the deployment of Azure, whatever the body says."""
-        found = _DEPLOYMENT.search(below)
-        return found[1] if found else ""
 
     def owns(self, message: dict[str, Any]) -> bool:
         """See Api."""

@@ -170,6 +170,17 @@ def test_all_kinds_of_text_are_counted() -> None:
     assert watch(body)[1].usage.output_tokens == 7
 
 
+def test_events_of_plain_text_are_counted() -> None:
+    body = b"event: output\ndata: 12345678\n\nevent: output\ndata: 1234\n\ndata: [DONE]\n\n"
+    assert watch(body)[1].usage == Usage(7, 3, source="counted")
+
+
+def test_a_report_that_text_follows_is_not_the_last_word() -> None:
+    body = delta("x", usage=USAGE) + delta("y" * 40)
+    assert watch(body)[1].usage == Usage(10, 19, source="counted")
+    assert watch(body + EXTRA + DONE)[1].usage == Usage(10, 9, source="reported")
+
+
 def test_an_error_in_a_stream_keeps_what_was_metered() -> None:
     body = TEXT + b'event: error\ndata: {"error":{"message":"overloaded"}}\n\n'
     _, found = watch(body)

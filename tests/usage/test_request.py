@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fastgw.errors import BadBody, NotMeterable
+from fastgw.usage.dialects import DIALECTS
 from fastgw.usage.openai import OPENAI
 from fastgw.usage.request import (
     form_model,
@@ -17,6 +18,7 @@ from fastgw.usage.request import (
     output_limit,
     read_json,
     refuse_unmeterable,
+    without_usage,
 )
 
 
@@ -228,3 +230,78 @@ def test_an_answer_is_limited_to_what_is_left(
 ) -> None:
     assert limit_output(OPENAI, operation, message, room) == allowed
     assert message == after
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"stream":true,"model":"m"}',
+        b' {"model":"m","stream":true,"seed":12345678901234567890123}',
+    ],
+)
+def test_what_was_added_can_be_taken_out_again(body: bytes) -> None:
+    sent, *_, injected = read_json(body, True, False)
+    assert injected
+    assert without_usage(sent) == body
+
+
+@pytest.mark.parametrize(
+    ("options", "left"),
+    [({}, None), ({"include_usage": False}, None), ({"x": 1}, {"x": 1}), (None, None), (7, None)],
+)
+def test_of_merged_options_the_others_stay(options: Any, left: Any) -> None:
+    body = json.dumps({"model": "m", "stream": True, "stream_options": options}).encode()
+    found = json.loads(without_usage(read_json(body, True, False)[0]))
+    assert found.get("stream_options") == left
+
+
+@pytest.mark.parametrize(
+    ("streams", "body", "expected"),
+    [
+        (True, b"{}", True),  # Gemini's path, Ollama by itself
+        (True, b'{"stream":false}', False),
+        (True, b'{"stream":null}', True),
+        (False, b'{"stream":true}', False),
+        (None, b'{"stream":true}', True),
+        (None, b"{}", False),
+    ],
+)
+def test_whether_it_streams(streams: bool | None, body: bytes, expected: bool) -> None:
+    assert read_json(body, False, False, streams=streams)[3] is expected
+
+
+def test_a_model_that_the_path_names_is_the_model() -> None:
+    body = b'{"model":"other","Model":"x"}'
+    sent, _, model, _, _ = read_json(body, False, False, "m-9", {"other": "m-8"}, "gemini-x")
+    assert (sent, model) == (body, "gemini-x")
+
+
+@pytest.mark.parametrize(
+    ("name", "operation", "message", "tokens"),
+    [
+        ("anthropic", "chat", {"max_tokens": 7}, 7),
+        ("gemini", "generate_content",
+         {"generationConfig": {"maxOutputTokens": 7, "candidateCount": 2}}, 14),
+        ("gemini", "generate_content", {"generation_config": {"max_output_tokens": 7}}, 7),
+        ("gemini", "generate_content", {"generationConfig": 5}, 1000),
+        ("bedrock", "chat", {"inferenceConfig": {"maxTokens": 7}}, 7),
+        ("bedrock", "text_completion", {"max_gen_len": 7}, 7),
+        ("bedrock", "text_completion", {}, 1000),
+        ("ollama", "chat", {"options": {"num_predict": 7}}, 7),
+        ("ollama", "chat", {"options": {"num_predict": -1}}, 1000),
+        ("cohere", "chat", {"max_tokens": 7}, 7),
+        ("tgi", "text_completion", {"parameters": {"max_new_tokens": 7}}, 7),
+        ("gemini", "embeddings", {}, 0),
+    ],
+)  # fmt: skip
+def test_where_other_formats_limit_the_output(
+    name: str, operation: str, message: dict[str, Any], tokens: int
+) -> None:
+    api = DIALECTS[name].apis[0]
+    assert output_limit(api, operation, message, 1000) == tokens
+    allowed = limit_output(api, operation, message, 4)
+    if not tokens or (name, message) == ("bedrock", {}):
+        assert allowed == 0  # which member this model takes is not known
+    else:
+        assert allowed == 4
+        assert output_limit(api, operation, message, 1000) == 4

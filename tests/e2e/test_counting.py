@@ -1,0 +1,76 @@
+"""What a gateway counts where its provider reports nothing: by the model's vocabulary where the
+extra `tokenizers` is installed, else by bytes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import orjson
+import pytest
+
+from fastgw.demo.answers import words
+from fastgw.usage.estimate import ByteCounter
+from fastgw.usage.tokens import TokenCounter
+from fastgw.usage.vocabulary import family_of, load
+from tests.processes import ALICE, BOB, PER_USER, chat
+
+if TYPE_CHECKING:
+    from fastgw.usage.estimate import Counter
+    from tests.e2e.conftest import StartGateway
+
+NUMBER = 120
+UNREPORTED = f"usage=never;events={NUMBER}"
+
+
+def counter(model: str) -> Counter:
+    """As a gateway counts that has this model's vocabulary; nothing is loaded for other tests."""
+    family = family_of(model)
+    vocabulary = load(family.vocabulary)
+    return ByteCounter() if vocabulary is None else TokenCounter(vocabulary, family)
+
+
+def expected(model: str, text: str) -> int:
+    counting = counter(model)
+    counting.add(text)
+    return counting.total()
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("model", ["gpt-4o-mini", "us.anthropic.claude-sonnet-4", "llama-3.1-8b"])
+def test_an_answer_is_counted_by_the_vocabulary_of_its_model(
+    start: StartGateway, model: str, stream: bool
+) -> None:
+    gateway = start(
+        budgets=PER_USER.format(limit=100_000), upstream=f'model_aliases = {{ ours = "{model}" }}'
+    )
+    assert chat(gateway, ALICE, stub=UNREPORTED, model="ours", stream=stream)[0] == 200
+    line = gateway.access_log()[-1]
+    assert line["usage_source"] == "counted"
+    assert line["output_tokens"] == expected(model, "".join(words(NUMBER)))
+    counting = counter(model)
+    for text in ("user", "Hello!"):
+        counting.add(text)
+        if isinstance(counting, TokenCounter):
+            counting.close()
+    assert line["input_tokens"] == 3 + 3 + counting.total()
+
+
+def test_a_model_that_the_configuration_does_not_name_is_counted_by_o200k(
+    start: StartGateway,
+) -> None:
+    gateway = start(budgets=PER_USER.format(limit=100_000))
+    text = "".join(words(NUMBER))
+    for model in ("qwen3-8b", "gpt-4o"):
+        assert chat(gateway, BOB, stub=UNREPORTED, model=model)[0] == 200
+        assert gateway.access_log()[-1]["output_tokens"] == expected("gpt-4o", text)
+
+
+def test_a_prompt_is_reserved_by_its_count(start: StartGateway) -> None:
+    message: dict[str, Any] = {"role": "user", "content": "漢字仮名交じりの文章、" * 40}
+    need = 3 + 3 + expected("gpt-4o", "user") + expected("gpt-4o", message["content"]) + 5
+    for spare, status in ((0, 200), (-1, 429)):
+        budgets = PER_USER.format(limit=19 + need + spare) + 'admission = "reserve"\nwait = 0\n'
+        gateway = start(budgets=budgets)
+        assert chat(gateway, ALICE, max_tokens=9)[0] == 200  # 19 tokens
+        got, _, body = chat(gateway, ALICE, model="gpt-4o", messages=[message], max_tokens=5)
+        assert got == status, orjson.loads(body)

@@ -261,8 +261,8 @@ class Planner:
             # What is promised, and priced, is what is sent.
             plan.exact = plan.exact or plan.reserves or plan.in_usd
         plan.buffered = (plan.metered and plan.operation != "") or plan.strict
-        if plan.in_usd and b"json" in (request.get(b"content-type") or b"").lower():
-            plan.buffered = True  # for the model that it may name
+        if plan.in_usd and _may_name_model(request, target.below):
+            plan.buffered = True
         plan.counts = plan.operation != ""
         plan.reads = plan.metered and (
             plan.counts or not target.below.lower().startswith(api.SHOWS_OLD_USAGE)
@@ -286,8 +286,7 @@ class Planner:
         if plan.named:
             sent = upstream.model or (upstream.model_aliases or {}).get(plan.named, "")
             if sent:
-                head = path.rstrip(b"/")[: -len(target.below)]
-                path = head + api.with_model(target.below, quote(sent, safe="")).encode()
+                path = _rename(path, api.path_model(target.below), sent)
         plan.head = b"%b %b%b HTTP/1.1\r\n%b%b%b" % (
             request.method,
             path,
@@ -402,12 +401,27 @@ class Planner:
         return tuple(evaluate(expression, facts) or "" for expression in self._labels)
 
 
+def _may_name_model(request: RequestHead, below: str) -> bool:
+    """Whether a body is of a sort that names a model: JSON, and forms other than files."""
+    kind = (request.get(b"content-type") or b"").lower()
+    return b"json" in kind or (
+        kind.startswith(b"multipart/form-data")
+        and not below.lower().startswith(("/files", "/uploads"))
+    )
+
+
 def _header_reader(request: RequestHead) -> Callable[[str], str | None]:
     def read(name: str) -> str | None:
         value = request.get(name.encode())
         return None if value is None else value.decode("latin-1")[:256]
 
     return read
+
+
+def _rename(path: bytes, asked: str, sent: str) -> bytes:
+    """A path that names a model, with another in its place."""
+    head, _, rest = path.rpartition(asked.encode())
+    return head + quote(sent, safe="").encode() + rest
 
 
 def _signature(request: RequestHead) -> bytes:

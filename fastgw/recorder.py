@@ -109,6 +109,8 @@ class Recorder:
                     cost = b"0.%09d" % nano if nano < NANO else b"%d.%09d" % divmod(nano, NANO)
                 else:
                     series.spent.unpriced += 1
+                    if plan is not None and plan.in_usd:
+                        self._unpriced(plan, verdict.model or exchange.model or plan.named)
                 if tally is not None and self._tallies is not None:
                     self._tallies.add(tally, usage, nano, clock.wall())
                 series.server_duration(now - sent)
@@ -146,18 +148,18 @@ class Recorder:
         asked, answered, served = models
         if plan.informs or not served:
             return None
-        price = self.planner.price(plan, asked, answered)
-        if price is None and plan.in_usd and plan.operation:
-            name = answered or asked or plan.named
-            if name not in self._told and len(self._told) < _TOLD:
-                self._told.add(name)
-                log.warning(
-                    "model '%s' has no price at upstream %s: budgets in usd are charged nothing "
-                    "for it; add it to [[prices]]",
-                    name[:100],
-                    plan.route.upstream,
-                )
-        return price
+        return self.planner.price(plan, asked, answered)
+
+    def _unpriced(self, plan: Plan, model: str) -> None:
+        """A budget in usd was charged nothing for a model: say so, once."""
+        if model not in self._told and len(self._told) < _TOLD:
+            self._told.add(model)
+            log.warning(
+                "model '%s' has no price at upstream %s: budgets in usd are charged nothing for "
+                "it; add it to [[prices]]",
+                model[:100],
+                plan.route.upstream,
+            )
 
     def _tally(self, plan: Plan, models: tuple[str, str, bool]) -> Tally | None:
         asked, answered, served = models

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import orjson
 import pytest
 
+from tests.e2e.test_money import json_answer, raw_provider
 from tests.processes import ALICE, BOB, ROOT, Provider, chat, request, settled
 
 if TYPE_CHECKING:
@@ -269,6 +270,60 @@ def test_a_stream_is_charged_in_dollars_while_it_passes(start: StartGateway) -> 
     assert 0 < seen < 10 * 500 + 40 * 1500
     assert spent(gateway) == 10 * 500 + 40 * 1500
     assert chat(gateway, ALICE)[0] == 429
+
+
+@pytest.mark.parametrize(
+    ("dialect", "path", "model", "cost"),
+    [
+        ("anthropic", "/openai/v1/messages", "claude-sonnet-4-5", 6 * 3000 + 4 * 300 + 9 * 15_000),
+        (
+            "gemini",
+            "/openai/v1beta/models/gemini-2.5-flash:generateContent",
+            "",
+            6 * 300 + 4 * 30 + 9 * 2500,
+        ),
+    ],
+)
+def test_other_dialects_are_priced_by_their_own_names(
+    start: StartGateway, dialect: str, path: str, model: str, cost: int
+) -> None:
+    gateway = start(budgets=DAILY.format(limit=1), upstream=f'dialect = "{dialect}"')
+    more = {"model": model, "max_tokens": 9} if model else {"contents": []}
+    body = orjson.dumps({"messages": [{"role": "user", "content": "Hello!"}], **more})
+    shown = {
+        "Authorization": f"Bearer {ALICE}",
+        "Content-Type": "application/json",
+        "x-stub": "cached=4",
+    }
+    status, _, answer = request(gateway.port, "POST", path, body, shown)
+    assert status == 200, answer
+    assert spent(gateway) == cost
+
+
+def test_a_form_is_priced_by_the_model_that_it_names(start: StartGateway) -> None:
+    form = (
+        b'--x\r\nContent-Disposition: form-data; name="model"\r\n\r\n%b\r\n'
+        b'--x\r\nContent-Disposition: form-data; name="file"; filename="a.wav"\r\n\r\nRIFF\r\n'
+        b"--x--\r\n"
+    )
+    said = orjson.dumps(
+        {"text": "Hi", "usage": {"input_tokens": 14, "output_tokens": 45, "total_tokens": 59}}
+    )
+    shown = {
+        "Authorization": f"Bearer {ALICE}",
+        "Content-Type": "multipart/form-data; boundary=x",
+    }
+    with raw_provider(lambda request, _: json_answer(said)) as port:
+        gateway = start(provider_port=port, budgets=DAILY.format(limit=1))
+
+        def send(model: bytes) -> tuple[int, bytes]:
+            path = "/openai/v1/audio/transcriptions"
+            return request(gateway.port, "POST", path, form % model, shown)[::2]
+
+        assert send(b"gpt-4o-transcribe") == (200, said)
+        assert spent(gateway) == 14 * 2500 + 45 * 10_000
+        status, body = send(b"house-ears")
+        assert (status, code(body)) == (403, "unpriced_model")
 
 
 def test_the_access_log_and_the_metrics_tell_the_cost(start: StartGateway) -> None:

@@ -286,7 +286,8 @@ class Planner:
         if plan.named:
             sent = upstream.model or (upstream.model_aliases or {}).get(plan.named, "")
             if sent:
-                path = _rename(path, api.path_model(target.below), sent)
+                head = path.rstrip(b"/")[: -len(target.below)]
+                path = head + api.with_model(target.below, quote(sent, safe="")).encode()
         plan.head = b"%b %b%b HTTP/1.1\r\n%b%b%b" % (
             request.method,
             path,
@@ -416,12 +417,6 @@ def _header_reader(request: RequestHead) -> Callable[[str], str | None]:
         return None if value is None else value.decode("latin-1")[:256]
 
     return read
-
-
-def _rename(path: bytes, asked: str, sent: str) -> bytes:
-    """A path that names a model, with another in its place."""
-    head, _, rest = path.rpartition(asked.encode())
-    return head + quote(sent, safe="").encode() + rest
 
 
 def _signature(request: RequestHead) -> bytes:

@@ -239,12 +239,13 @@ class Planner:
         plan.path = path.decode("ascii")
         writes = request.method in (b"POST", b"PUT", b"PATCH")
         dialect = DIALECTS[upstream.dialect]
-        plan.api, operation = dialect.find(target.below)
+        below = target.below.replace("%3A", ":")  # which a provider may read as the same
+        plan.api, operation = dialect.find(below)
         if request.method == b"POST":
             plan.operation = operation
         api = plan.api
-        plan.named = unquote(api.path_model(target.below))
-        plan.streams = api.path_streams(target.below)
+        plan.named = unquote(api.path_model(below))
+        plan.streams = api.path_streams(below)
         if plan.streams is None and operation in api.STREAMS:
             plan.streams = True
         plan.metered = writes and route.budgets and operation not in FREE
@@ -287,7 +288,7 @@ class Planner:
             sent = upstream.model or (upstream.model_aliases or {}).get(plan.named, "")
             if sent:
                 head = path.rstrip(b"/")[: -len(target.below)]
-                path = head + api.with_model(target.below, quote(sent, safe="")).encode()
+                path = head + api.with_model(below, quote(sent, safe="")).encode()
         plan.head = b"%b %b%b HTTP/1.1\r\n%b%b%b" % (
             request.method,
             path,
@@ -373,7 +374,7 @@ class Planner:
                 target = self._router.find(request.host, path, request.method)
                 if target is not None:
                     dialect = DIALECTS[self._upstreams[target.route.upstream].dialect]
-                    return dialect.find(target.below)[0].shape
+                    return dialect.find(target.below.replace("%3A", ":"))[0].shape
         except Refusal:
             pass
         return "openai"

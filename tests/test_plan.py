@@ -302,6 +302,15 @@ def test_a_model_in_the_path_is_named_and_replaced(
     assert made.head.startswith(sent)
 
 
+def test_an_encoded_colon_hides_no_model() -> None:
+    """The provider may decode it: then the model of the path is what it runs."""
+    made = plan(line=b"POST /p/v1beta/models/g%3agenerateContent", by=dialect_planner("gemini"))
+    assert (made.operation, made.named) == ("generate_content", "g")
+    made = plan(line=b"POST /p/model/a.b-v1%3A0/converse", by=dialect_planner("bedrock"))
+    assert made.named == "a.b-v1:0"
+    assert made.head.startswith(b"POST /model/a.b-v1%3A0/converse HTTP")
+
+
 @pytest.mark.parametrize(
     ("query", "sent"),
     [(b"?key=sk-alice-1", b""), (b"?alt=sse&key=x", b"?alt=sse"), (b"?key=x&alt=sse", b"?alt=sse"),

@@ -130,10 +130,7 @@ class SqliteStore:
         folder = os.path.dirname(self._path) or "."
         if not os.path.isdir(folder):
             raise StoreUnavailable("SQLite: the folder of the file does not exist; create it")
-        try:
-            os.close(os.open(self._path, os.O_RDWR | os.O_CREAT, 0o600))
-        except OSError as error:
-            raise StoreUnavailable(f"SQLite: cannot write the file: {error.strerror}") from None
+        self._create()
         db = sqlite3.connect(
             self._path,
             timeout=self._timeout * 0.8,
@@ -147,6 +144,21 @@ class SqliteStore:
             db.close()
             raise
         self._db = db
+
+    def _create(self) -> None:
+        """Make the file, readable by its owner alone, if there is none.
+
+        One that exists is not opened here: closing it would drop the locks that another connection
+        of this process has on it (POSIX), and then another process that ends takes the log away
+        under it, with all that is debited from then on.
+        """
+        try:
+            os.close(os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
+        except FileExistsError:
+            if not os.access(self._path, os.R_OK | os.W_OK):
+                raise StoreUnavailable("SQLite: cannot write the file: no permission") from None
+        except OSError as error:
+            raise StoreUnavailable(f"SQLite: cannot write the file: {error.strerror}") from None
 
     def _settle(self, batch: Batch) -> Settled:
         self._open()

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import os
 import sqlite3
+import subprocess
+import sys
 from typing import TYPE_CHECKING
 
 import pytest
@@ -110,3 +112,34 @@ def test_expired_accounts_are_swept_out(tmp_path: Path, monkeypatch: pytest.Monk
     assert db.execute("SELECT account, used FROM accounts").fetchall() == [("new", 10)]
     assert db.execute("SELECT account FROM sequences").fetchall() == [("new",)]
     db.close()
+
+
+_LOOK = """
+import sqlite3, sys
+db = sqlite3.connect(sys.argv[1])
+print(db.execute("SELECT used FROM accounts").fetchone()[0])
+db.close()  # the last one out takes the log away, if it believes to be alone
+"""
+
+
+def test_a_second_store_of_the_process_does_not_cost_the_first_one_its_locks(
+    tmp_path: Path,
+) -> None:
+    path = str(tmp_path / "budgets.db")
+
+    def look() -> int:
+        return int(subprocess.check_output([sys.executable, "-c", _LOOK, path]))
+
+    async def main() -> None:
+        first, second = SqliteStore(path, 5.0), SqliteStore(path, 5.0)
+        await first.open()
+        await first.settle(batch(1, ("a", 1)))
+        await second.open()
+        await second.close()
+        assert look() == 1
+        await first.settle(batch(2, ("a", 5)))
+        assert look() == 6
+        await first.close()
+        assert look() == 6
+
+    asyncio.run(main())

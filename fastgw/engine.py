@@ -6,6 +6,7 @@ import itertools
 import secrets
 from typing import TYPE_CHECKING
 
+from fastgw.drains import Drains
 from fastgw.errors import StoreClosed, render
 from fastgw.exchange import Exchange
 from fastgw.http1.serialize import field, own_answer
@@ -44,6 +45,7 @@ class Engine:
         self.on_failure = config.store.on_failure
         self.held = 0
         """Bytes of request bodies that wait in memory, of all exchanges."""
+        self.drains = Drains()
         self._ids = itertools.count(1)
         self._id_prefix = b"req_" + secrets.token_hex(6).encode()
 

@@ -11,8 +11,9 @@ from typing import Literal, NamedTuple
 Unit = Literal["tokens", "input_tokens", "output_tokens", "requests", "usd", "parallel"]
 """What a budget counts; `usd` in nano-USD, `parallel` is requests that run at one time."""
 
-UsageSource = Literal["reported", "counted", "none"]
-"""Who said what an exchange cost: the provider, fastgw's own count, or nobody (not metered)."""
+UsageSource = Literal["reported", "drained", "counted", "none"]
+"""Who said what an exchange cost: the provider (`drained`: after the client had left), fastgw's own
+count, or nobody (not metered)."""
 
 
 class Usage(NamedTuple):

@@ -1,8 +1,7 @@
 """Passes one answer to the client: head rebuilt, body as it comes, the meter looking on.
 
-A chunk that arrives leaves in the same turn of the loop, before anything is read from it; only a
-stream whose extra usage event must be taken out goes through the meter first. One write a message
-or a chunk: head and first bytes are joined, the last chunk and its end are joined.
+A chunk that arrives leaves in the same turn of the loop, after the meter has seen it. One write a
+message or a chunk: head and first bytes are joined, the last chunk and its end are joined.
 
 The client's framing is ours: a body of known size keeps it, any other is chunked for HTTP/1.1 and
 ended by the close of the connection for HTTP/1.0.

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from fastgw import clock
 from fastgw.policy.account import Account, Promise
 from fastgw.policy.limit_headers import exceeded
 from fastgw.usage.request import limit_output
@@ -119,17 +118,3 @@ class Reservation:
         self.price(self._price)
         self.clamped = True
         return True
-
-
-def charge_so_far(
-    engine: Engine,
-    accounts: Sequence[Account],
-    promises: list[Promise],
-    usage: Usage,
-) -> list[Promise]:
-    """Charge a stream that still passes; returns the promises to end it with."""
-    if not promises:
-        promises = [Promise(account) for account in accounts]
-    engine.ledger.charge(promises, usage, clock.wall())
-    engine.settlement.wake()
-    return promises

@@ -257,6 +257,8 @@ class Worker:
             self._tick.cancel()
         self._sweeper.stop()
         self._overdue.stop()
+        if self._engine is not None:
+            self._engine.drains.end()
         for pool in (*self._pools.values(), *self._retired):
             pool.abort()
         if self._orphans is not None:
@@ -287,6 +289,8 @@ class Worker:
             pool.expire(now)
         self._retired = [pool for pool in self._retired if not pool.quiet]
         self._overdue.over(self._connections.all)
+        if self._engine is not None:
+            self._engine.drains.tick()
         self._metrics.fold()
         self._warn()
         if self._tallies is not None and self._settlement is not None:
@@ -356,6 +360,7 @@ class Worker:
             "listen": self.addresses,
             "connections": len(self._connections.all),
             "exchanges": sum(1 for each in self._connections.all if each.exchange is not None),
+            "drains": len(self._engine.drains) if self._engine is not None else 0,
             "body_memory": self._engine.held if self._engine is not None else 0,
             "upstreams": {name: pool.counts for name, pool in self._pools.items()},
             "store": {

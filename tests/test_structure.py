@@ -34,6 +34,8 @@ FLOORS: dict[str, int] = {
     "journal": 4,
     "engine": 5,
     "bookkeeping": 5,
+    "asking": 5,
+    "drains": 5,
     "exchange": 5,
     "inspection": 5,
     "reservation": 5,

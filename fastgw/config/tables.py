@@ -312,6 +312,16 @@ class Upstream:
     total_timeout: float = setting(3600.0, "a whole exchange", "duration")
     keepalive_timeout: float = setting(15.0, "an idle connection is kept for so long", "duration")
     max_connections: int = setting(4096, "connections of a worker, busy and idle", "number")
+    on_disconnect: str = setting(
+        "stop",
+        "the client leaves in mid-answer: stop the provider and charge what was sent, or drain = "
+        "read on to the usage that it reports",
+        "choice",
+        ("stop", "drain"),
+    )
+    drain_timeout: float = setting(30.0, "drain: time for one, then it is stopped", "duration")
+    max_drain_bytes: int = setting(4 * MiB, "drain: bytes of one, then it is stopped", "size")
+    max_drains: int = setting(64, "drain: at one time in a worker; 0: none", "number", least=0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,7 +1,7 @@
 """Watches one answer pass and says what it cost.
 
-1. The bytes are relayed first and looked at afterwards; only a stream whose extra usage event must
-   be taken out goes through the meter on its way.
+1. Bytes are looked at on their way, so that a report is charged before the client has it; only an
+   extra usage event is taken out of them.
 2. No JSON is parsed in a stream until an event shows a usage that is not null: one regex a block.
    It cannot match inside a JSON string, where its quotes would be escaped.
 3. Text is not counted while it passes. Blocks wait in a list, folded into a count when it grows
@@ -52,6 +52,7 @@ PARSE_WHOLE = 64 * 1024
 """A buffered answer up to this size is parsed whole; of a larger one the end is searched."""
 
 _BLANKS = BOM + b" \t\r\n"
+_DONE = b"[DONE]\n\n"
 _NOTHING = (b"", b"data: [DONE]", b"data:[DONE]")
 """What may follow a report and adds nothing to it."""
 
@@ -85,9 +86,13 @@ class Meter(Protocol):
     def between_events(self) -> bool:
         """Whether an event of ours may be put into the stream now."""
 
-    def so_far(self) -> int:
-        """Output tokens of what has passed, roughly and at little cost; 0 where that is unknown.
-        `finish` says what is right."""
+    @property
+    def told(self) -> int:
+        """Rises with each report of the provider, and at an end that has none."""
+
+    def interim(self, prompt: Callable[[], int]) -> Usage:
+        """What the answer has cost so far, as far as that is known at little cost; `finish` says
+        what is right."""
 
     def finish(self, complete: bool, prompt: Callable[[], int]) -> Metered:
         """The verdict. `complete` tells whether the provider ended its message soundly;
@@ -116,6 +121,7 @@ class StreamMeter:
         "_search",
         "_strip",
         "_usage",
+        "told",
     )
 
     def __init__(
@@ -141,6 +147,7 @@ class StreamMeter:
         self._first = b""
         self._last = b""
         self._passed = 0  # bytes of the unfinished event that the client already has
+        self.told = 0
 
     def feed(self, data: bytes) -> bytes:
         """Look at `data`; return what may go to the client now."""
@@ -156,8 +163,13 @@ class StreamMeter:
             self._first = block
         self._blocks.append(block)
         self._kept += len(block)
-        hit = self._search(block) is not None
-        stripped = self._read_usage(block) if hit else block
+        stripped = block
+        if self._search(block) is not None:
+            stripped = self._read_usage(block)
+        elif block.endswith(_DONE) and self._counts:
+            if not self._usage:
+                self._fold()
+            self.told += 1
         if self._kept > KEEP_BYTES:
             self._fold()
         if not self._strip:
@@ -198,6 +210,7 @@ class StreamMeter:
                         at = end
         kept.append(block[at:])
         if reported:
+            self.told += 1
             # What came up to a report is covered by it; what comes after may have to be counted.
             rest = block[reported:]
             self._blocks[-1:] = [block[:reported], rest] if rest else [block]
@@ -259,13 +272,20 @@ class StreamMeter:
         """Whether the client has no part of an unfinished event."""
         return not self._framer.held or (self._strip and not self._passed)
 
-    def so_far(self) -> int:
-        """An event that was not counted yet is a token, and more if it is large."""
-        rough = 0
-        for block in self._blocks if self._counts else ():
+    def interim(self, prompt: Callable[[], int]) -> Usage:
+        """See Meter. An event that was not counted yet is a token, and more if it is large."""
+        usage = self._api.normal_form(self._usage) if self._usage else None
+        if usage is not None and usage.input_tokens < 0:
+            usage = usage._replace(input_tokens=prompt())
+        if (usage is not None and self._ends_there()) or not self._counts:
+            return usage or NO_USAGE
+        made = self._counter.total() if self._counter is not None else 0
+        for block in self._blocks:
             events = self._framer.count(block)
-            rough += max(events, (len(block) - EVENT_FRAME * events) // BYTES_PER_TOKEN)
-        return (self._counter.total() if self._counter is not None else 0) + rough
+            made += max(events, (len(block) - EVENT_FRAME * events) // BYTES_PER_TOKEN)
+        if usage is not None:
+            return usage._replace(output_tokens=max(made, usage.output_tokens))
+        return Usage(prompt(), made, source="counted") if made else NO_USAGE
 
     def finish(self, complete: bool, prompt: Callable[[], int]) -> Metered:
         """The verdict; see Meter."""
@@ -365,9 +385,14 @@ class JsonMeter:
         """There are no events."""
         return False
 
-    def so_far(self) -> int:
-        """Unknown until it is whole."""
+    @property
+    def told(self) -> int:
+        """Nothing is told before the end."""
         return 0
+
+    def interim(self, prompt: Callable[[], int]) -> Usage:
+        """Unknown until it is whole."""
+        return NO_USAGE
 
     def finish(self, complete: bool, prompt: Callable[[], int]) -> Metered:
         """The verdict; see Meter."""
@@ -478,9 +503,14 @@ class InflatingMeter:
         """An event of ours would not be compressed."""
         return False
 
-    def so_far(self) -> int:
+    @property
+    def told(self) -> int:
+        """What the inner meter says."""
+        return self._inner.told
+
+    def interim(self, prompt: Callable[[], int]) -> Usage:
         """What is known inside."""
-        return self._inner.so_far()
+        return self._inner.interim(prompt)
 
     def finish(self, complete: bool, prompt: Callable[[], int]) -> Metered:
         """The verdict; see Meter."""
@@ -497,9 +527,14 @@ class NoMeter:
 
     __slots__ = ()
 
-    def so_far(self) -> int:
-        """Unknown."""
+    @property
+    def told(self) -> int:
+        """Nothing is told."""
         return 0
+
+    def interim(self, prompt: Callable[[], int]) -> Usage:
+        """Unknown."""
+        return NO_USAGE
 
     def feed(self, data: bytes) -> bytes:
         """Everything goes to the client as it is."""

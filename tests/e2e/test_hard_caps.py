@@ -225,7 +225,7 @@ def test_without_a_hard_cap_the_overshoot_is_what_ran_and_what_others_had_not_he
         "server": "workers = 2",
     }
     one, two = start(**options), start(**options)
-    body = {"max_tokens": 97, "stub": "prompt=3;completion=97;first=0.05"}
+    body: dict[str, Any] = {"max_tokens": 97, "stub": "prompt=3;completion=97;first=0.05"}
 
     def until_refused(gateway: Gateway) -> int:
         served = 0

@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import http.client
 import signal
+import socket
 import threading
 import time
 from typing import TYPE_CHECKING
 
+import orjson
 import pytest
 import redis
 
@@ -18,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from tests.e2e.conftest import StartGateway
-    from tests.processes import Gateway
+    from tests.processes import Gateway, Provider
     from tests.redis_server import RedisServer
 
 PLENTY = PER_USER.format(limit=10**9)
@@ -160,3 +162,63 @@ def test_a_journal_that_was_asked_for_must_be_there(start: StartGateway, tmp_pat
     assert gateway.api("/api/status")["store"]["journal"] is False
     assert "fastgw_journal_up 0" in gateway.metrics()
     assert request(gateway.port, "GET", "/nowhere")[0] in (401, 404)
+
+
+def leave_after(gateway: Gateway, size: int, stub: str, *, stream: bool = True) -> None:
+    """A client that goes away once it has so many bytes; with 0, once the provider is asked."""
+    body = orjson.dumps({"model": "gpt-4o", "stream": stream, "messages": []})
+    with socket.create_connection(("127.0.0.1", gateway.port)) as client:
+        client.sendall(
+            b"POST /openai HTTP/1.1\r\nhost: x\r\nauthorization: Bearer %b\r\nx-stub: %b\r\n"
+            b"content-length: %d\r\n\r\n%b" % (ALICE.encode(), stub.encode(), len(body), body)
+        )
+        got = 0
+        while got < size:
+            got += len(client.recv(4096))
+        until(lambda: gateway.api("/api/status")["upstreams"]["stub"]["busy"] == 1)
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_drained_answer_costs_what_the_provider_says(start: StartGateway, stream: bool) -> None:
+    gateway = start(budgets=PLENTY, upstream='on_disconnect = "drain"')
+    stub = "events=40;pace=0.02;first=1;prompt=11;completion=77"
+    leave_after(gateway, 600 if stream else 0, stub, stream=stream)
+    until(lambda: gateway.api("/api/status")["drains"] == 1)
+    until(lambda: gateway.api("/api/status")["drains"] == 0)
+    assert gateway.used("alice") == 88
+    (line,) = gateway.access_log()
+    assert (line["reason"], line["usage_source"]) == ("client_disconnected", "drained")
+    assert (line["input_tokens"], line["output_tokens"]) == (11, 77)
+    assert 'fastgw_usage_source_total{source="drained"} 1' in gateway.metrics()
+
+
+@pytest.mark.parametrize(
+    ("bound", "stub"),
+    [
+        ('drain_timeout = "500ms"', "events=4000;pace=0.02"),
+        ("max_drain_bytes = 4096", "events=4000;pace=0.002"),
+        ("max_drains = 0", "events=4000;pace=0.02"),
+    ],
+)
+def test_a_drain_has_bounds_and_what_came_is_charged(
+    start: StartGateway, provider: Provider, bound: str, stub: str
+) -> None:
+    gateway = start(budgets=PLENTY, upstream=f'on_disconnect = "drain"\n{bound}')
+    leave_after(gateway, 2000, stub)
+    until(lambda: gateway.api("/api/status")["exchanges"] == 0)
+    until(lambda: gateway.api("/api/status")["drains"] == 0)
+    (line,) = gateway.access_log()
+    assert (line["reason"], line["usage_source"]) == ("client_disconnected", "counted")
+    assert 5 < line["output_tokens"] < 1000
+    settled(gateway)
+    assert gateway.used("alice") == line["input_tokens"] + line["output_tokens"]
+    until(lambda: gateway.api("/api/status")["upstreams"]["stub"]["busy"] == 0)
+
+
+def test_a_worker_that_ends_stops_its_drains(start: StartGateway) -> None:
+    gateway = start(budgets=PLENTY, upstream='on_disconnect = "drain"')
+    leave_after(gateway, 2000, "events=4000;pace=0.02")
+    until(lambda: gateway.api("/api/status")["drains"] == 1)
+    assert gateway.stop() == 0
+    again = start(budgets=PLENTY, store=f"sqlite:{gateway.folder}/budgets-{gateway.port}.db")
+    assert 10 < again.used("alice") < 1000

@@ -5,8 +5,9 @@ whatever becomes of the process. `kill -9` loses nothing. A power cut or a crash
 lose what was not written back (about 30 s on Linux); it never debits twice, since every batch has
 its sequence. A full disk makes no new slots: debits of new accounts then live in the process alone.
 
-    header   4 granules of 64 bytes: magic, last sequence begun, length of the JSON that follows:
-             writer (its name for the store), store and host (digests: where it belongs)
+    header   4 granules of 64 bytes: a word that nobody reads, magic, last sequence begun, length of
+             the JSON that follows: writer (its name for the store), store and host (digests: where
+             it belongs)
     slots    one granule of 8 words, and the account's key in the granules that follow
 
     word 0   granules of the slot << 32 | bytes of the key; no bytes: free; 0: the end
@@ -31,11 +32,11 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import hashlib
+import logging
 import mmap
 import os
 import secrets
 import socket
-import struct
 from typing import TYPE_CHECKING
 
 import orjson
@@ -45,6 +46,8 @@ from fastgw.model import Owed
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+log = logging.getLogger(__name__)
 
 MAGIC = b"fastgw1\n"
 GRANULE = 64
@@ -56,7 +59,9 @@ MAX_SIZE = 256 * 1024 * 1024
 
 _NUMBERS = 4096  # files of one folder at most
 _SIZE, _EXPIRES, _TOTAL, _SEQUENCE, _SENT, _ACKNOWLEDGED, _KNOWN, _SETTLED = range(8)
-_BEGUN = 1  # word of the header
+_BEGUN, _LENGTH = 2, 3  # words of the header
+_MAGIC = slice(8, 16)
+_FACTS = 32  # bytes before the JSON
 
 
 class JournalError(OSError):
@@ -85,11 +90,13 @@ class Journal:
             os.posix_fallocate(descriptor, 0, FIRST_SIZE)
             size = FIRST_SIZE
         self._map(size)
-        if bytes(self._mapped[:8]) == MAGIC:
+        if self._mapped[_MAGIC] == MAGIC:
             self._read()
+        elif any(self._mapped[:HEADER]):
+            raise JournalError(f"{os.path.basename(self.path)} is no journal of fastgw")
         else:
             self.rename()
-            self._mapped[:8] = MAGIC
+            self._mapped[_MAGIC] = MAGIC
             self._end = HEADER // 8
 
     def _map(self, size: int) -> None:
@@ -98,9 +105,9 @@ class Journal:
         self.words: memoryview[int] = memoryview(self._mapped).cast("q")
 
     def _read(self) -> None:
-        length = struct.unpack_from("<q", self._mapped, 16)[0]
+        length = self.words[_LENGTH]
         try:
-            facts = orjson.loads(self._mapped[24 : 24 + length])
+            facts = orjson.loads(self._mapped[_FACTS : _FACTS + length])
             self.writer = str(facts["writer"])
             self.store, self.host = str(facts["store"]), str(facts["host"])
         except (orjson.JSONDecodeError, KeyError, TypeError):
@@ -202,8 +209,8 @@ class Journal:
         self.writer = f"{socket.gethostname()[:32]}:{secrets.token_hex(6)}"
         self.store, self.host = self._belongs["store"], self._belongs["host"]
         facts = orjson.dumps({"writer": self.writer, **self._belongs})
-        self._mapped[24 : 24 + len(facts)] = facts
-        struct.pack_into("<q", self._mapped, 16, len(facts))
+        self._mapped[_FACTS : _FACTS + len(facts)] = facts
+        self.words[_LENGTH] = len(facts)
         return self.writer
 
     def _grow(self) -> bool:
@@ -255,19 +262,21 @@ def belonging(store: str) -> dict[str, str]:
 
 def claim(folder: str, store: str) -> Journal:
     """The first journal of `folder` that nobody has, for the store of this name; a new one where
-    all are taken. Raises JournalError."""
+    all are taken. One that cannot be read is left for the operator. Raises JournalError."""
     belongs = belonging(store)
     try:
         os.makedirs(folder, 0o700, exist_ok=True)
         for number in range(_NUMBERS):
-            journal = _lock(os.path.join(folder, f"{number}.debits"), belongs, create=True)
+            try:
+                journal = _lock(os.path.join(folder, f"{number}.debits"), belongs, create=True)
+            except JournalError as error:
+                log.error("journal: %s; what it held is not settled, look at it", error)
+                continue
             if journal is None:
                 continue
             if journal.store == belongs["store"] and journal.belongs:
                 return journal
             journal.close()  # another store's, or from another host: its own name must settle it
-    except JournalError:
-        raise
     except OSError as error:
         raise JournalError(f"the journal cannot be kept: {error.strerror}") from None
     raise JournalError(f"the journal cannot be kept: {_NUMBERS} files are in use")

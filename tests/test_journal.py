@@ -251,17 +251,32 @@ def test_where_no_slot_is_to_be_had_debits_go_on(
 
 
 @pytest.mark.parametrize(
-    "content", [b"x" * 300, journal.MAGIC + b"\0" * 292, b"\0" * 70_000, journal.MAGIC * 40]
+    "content",
+    [
+        b"x" * 300,
+        bytes(8) + journal.MAGIC + bytes(300),
+        b"y" * 70_000,
+        bytes(8) + journal.MAGIC * 40,
+    ],
 )
-def test_what_is_no_journal_is_not_taken_for_one(tmp_path: Path, content: bytes) -> None:
+def test_what_cannot_be_read_is_left_and_told(
+    tmp_path: Path, content: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
     (tmp_path / "0.debits").write_bytes(content)
-    if content.startswith(journal.MAGIC):
-        with pytest.raises(JournalError, match=r"0\.debits"):
-            journal.claim(str(tmp_path), STORE)
-        assert (tmp_path / "0.debits").read_bytes() == content
-    else:
-        journal.claim(str(tmp_path), STORE).close()
+    kept = journal.claim(str(tmp_path), STORE)
+    assert kept.path.endswith("1.debits")
+    assert "0.debits is no journal of fastgw; what it held is not settled" in caplog.text
+    assert (tmp_path / "0.debits").read_bytes() == content
     assert list(journal.orphans(str(tmp_path), STORE)) == []
+
+
+def test_a_write_to_no_slot_spoils_nothing(tmp_path: Path) -> None:
+    ledger, kept = book(tmp_path)
+    debit(ledger, "alice", 7)
+    kept.words[0] += 12345
+    die(kept)
+    ledger, _ = book(tmp_path)
+    assert ledger.pending == 1
 
 
 def test_a_folder_that_cannot_be_used_is_told(tmp_path: Path) -> None:

@@ -58,6 +58,8 @@ class Tallies:
         self._ended = ledger.counts_of(USAGE_KEYS)
         """Counts without a tally: of past days, and what a worker before us left. They go when they
         owe nothing."""
+        self._current: set[Count] = set()
+        """Counts of tallies: some may be among those that ended, left by the worker before us."""
         self._day = 0
 
     def find(self, key: str, upstream: str, model: str, labels: Iterable[str]) -> Tally:
@@ -104,7 +106,7 @@ class Tallies:
         for count in tally.counts:
             if count.pending and not count.queued:
                 self._ledger.enqueue(count)
-        self._ended += tally.counts
+        self._end(tally)
         start, tally.end = _DAY.bounds(now)
         tally.counts = tuple(
             self._ledger.count(
@@ -113,7 +115,12 @@ class Tallies:
             )
             for unit in UNITS
         )
+        self._current.update(tally.counts)
         tally.kept = all(count.slot for count in tally.counts)
+
+    def _end(self, tally: Tally) -> None:
+        self._current.difference_update(tally.counts)
+        self._ended += tally.counts
 
     def refresh(self, now: float) -> None:
         """Hand what is dirty to the ledger, and let go of days that are over. Once a second."""
@@ -122,10 +129,12 @@ class Tallies:
             self._day = _DAY.bounds(now)[1]
             for values, tally in list(self._tallies.items()):
                 if now >= tally.end:
-                    self._ended += tally.counts
+                    self._end(tally)
                     del self._tallies[values]
         some = self._ended[-SWEEP:]
-        self._ended[-SWEEP:] = [count for count in some if not self._ledger.let_go(count)]
+        self._ended[-SWEEP:] = [
+            count for count in some if count not in self._current and not self._ledger.let_go(count)
+        ]
 
     def flush(self) -> None:
         """Hand all that is dirty to the ledger."""

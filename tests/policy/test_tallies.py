@@ -159,3 +159,20 @@ def test_budgets_and_usage_do_not_show_up_in_each_others_reports() -> None:
     settle(ledger, store)
     assert asyncio.run(store.accounts()) == {}
     assert len(sums(store)) == 4
+
+
+def test_who_takes_a_journal_over_keeps_the_places_of_what_is_counted_on(tmp_path: Path) -> None:
+    store = MemoryStore()
+    for number in range(1, 4):
+        kept = journal.claim(str(tmp_path), "memory:")
+        ledger = Ledger(kept.writer, 0.1, slots=kept, sequence=kept.sequence, owed=kept.owed)
+        tallies = Tallies(ledger, KEPT, 10)
+        settle(ledger, store)  # what the one before us left
+        tally = tallies.find("alice", "openai", "gpt-4o", ())
+        for _ in range(3):
+            tallies.add(tally, Usage(10, 5), 7, NOON)
+            tallies.refresh(NOON)
+            settle(ledger, store)
+        tallies.add(tally, Usage(10, 5), 7, NOON)  # owed as it dies
+        kept.close()
+        assert sums(store)[30_000, tally.values, "requests"] == 4 * number - 1

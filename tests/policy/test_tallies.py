@@ -173,6 +173,7 @@ def test_who_takes_a_journal_over_keeps_the_places_of_what_is_counted_on(tmp_pat
             tallies.add(tally, Usage(10, 5), 7, NOON)
             tallies.refresh(NOON)
             settle(ledger, store)
+            tallies.refresh(NOON)  # nothing is owed at this moment
         tallies.add(tally, Usage(10, 5), 7, NOON)  # owed as it dies
         kept.close()
         assert sums(store)[30_000, tally.values, "requests"] == 4 * number - 1

@@ -8,8 +8,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from bench.micro.timing import Row, show, timed
-from fastgw.usage.openai import OPENAI
 from fastgw.usage.meter import StreamMeter, read_answer
+from fastgw.usage.openai import OPENAI
 
 if TYPE_CHECKING:
     from collections.abc import Callable

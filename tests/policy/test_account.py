@@ -113,7 +113,7 @@ def test_what_is_left_does_not_lie_in_parts_too_small_for_any() -> None:
     store = MemoryStore()
     workers = [Worker(name, store, capped(1000)) for name in "abcdefgh"]
     admitted = 0
-    while any([worker.admit(70) for worker in workers]):
+    while sum(worker.admit(70) for worker in workers):
         pass
     admitted = sum(len(worker.running) for worker in workers)
     assert admitted == 14  # 980 of 1000

@@ -23,6 +23,7 @@ from fastgw.upstream.pool import Ticket
 from fastgw.usage.meter import UNMETERED
 
 if TYPE_CHECKING:
+    from fastgw.cutoff import Watch
     from fastgw.downstream.connection import DownstreamConnection
     from fastgw.engine import Engine
     from fastgw.http1.request import RequestHead
@@ -41,9 +42,9 @@ class Asking:
     __slots__ = (
         "_accounts", "_body", "_body_done", "_body_size", "_connection", "_cors", "_engine",
         "_held", "_injected", "_length", "_meter", "_pieces", "_promises", "_prompt", "_relay",
-        "_reservation", "_retried", "_ticket", "_told", "_upstream", "began", "bytes_out",
-        "first_byte", "model", "phase", "plan", "request", "request_id", "sent", "status",
-        "streams",
+        "_reservation", "_retried", "_ticket", "_told", "_upstream", "_wants_usage", "_watch",
+        "began", "bytes_out", "first_byte", "model", "phase", "plan", "request", "request_id",
+        "sent", "status", "streams",
     )  # fmt: skip
 
     def __init__(
@@ -74,6 +75,8 @@ class Asking:
         self._upstream: UpstreamConnection | None = None
         self._retried = False
         self._meter: Meter | None = None
+        self._watch: Watch | None = None  # where a budget may end the stream
+        self._wants_usage = False
         self._relay: Relay | None = None
         self._told = 0  # reports of the meter that were charged
         self.request_id = b""
@@ -184,10 +187,10 @@ class Asking:
         plan = self.plan
         assert plan is not None
         try:
-            self._body, self.model, self.streams, self._injected, self._prompt, reserved = inspect(
-                plan, self.request, body
-            )
-            self._reservation = reserved
+            (
+                self._body, self.model, self.streams, self._injected, self._prompt,
+                self._reservation, self._wants_usage,
+            ) = inspect(plan, self.request, body)  # fmt: skip
             self._begin_admission()
         except Refusal as refusal:
             self._refuse(refusal)

@@ -19,15 +19,19 @@ from typing import TYPE_CHECKING
 
 from fastgw import clock
 from fastgw.asking import Asking
+from fastgw.cutoff import Watch, watched
 from fastgw.errors import Refusal, upstream_failure
 from fastgw.inspection import REJECTED, unless_rejected, without_asking
 from fastgw.policy.account import Promise
-from fastgw.policy.limit_headers import limit_fields
+from fastgw.policy.limit_headers import exceeded, limit_fields
 from fastgw.relay import STREAMS, EditedRelay, Relay, make_meter, whole_answer
 from fastgw.usage.meter import UNMETERED, Metered, read_answer
+from fastgw.usage.watched import WatchedMeter
 
 if TYPE_CHECKING:
     from fastgw.http1.response import ResponseHead
+    from fastgw.model import Usage
+    from fastgw.usage.meter import Meter
 
 log = logging.getLogger(__name__)
 
@@ -65,7 +69,13 @@ class Exchange(Asking):
             self.request_id,
         )
         closes = connection.closes_after_answer or not request.keep_alive
-        if ended and head.media not in STREAMS and not head.encoding and plan.edit is None:
+        if (
+            ended
+            and head.media not in STREAMS
+            and not head.encoding
+            and plan.edit is None
+            and not (plan.cuts and self.streams)
+        ):
             # All of it at once, as most buffered answers come: no relay, no meter to set up.
             self.bytes_out = len(body)
             self._upstream = None
@@ -83,9 +93,20 @@ class Exchange(Asking):
         if edit is not None:
             relay: Relay = EditedRelay(connection.write, request, head, edit, closing=closes)
         else:
-            relay = Relay(connection.write, request, head, strips=strips, closing=closes)
+            self._watch = self._watched(meter) if plan.cuts else None
+            cuts = self._watch is not None
+            relay = Relay(connection.write, request, head, strips=strips, closing=closes, cuts=cuts)
         self._relay = relay
-        out = meter.feed(body) if body else b""
+        watch = self._watch
+        if watch is None:
+            out = meter.feed(body) if body else b""
+        else:
+            out = watch.feed(body)
+            if watch.full is not None:
+                verdict, end = self._cut_off(watch, ended)
+                relay.begin(request, head, extra, out + end, True)
+                self._was_cut(verdict)
+                return
         if not ended:
             if meter.told:
                 self._charge_so_far()
@@ -107,7 +128,16 @@ class Exchange(Asking):
         assert meter is not None
         if not self.first_byte:
             self.first_byte = clock.monotonic()
-        out = meter.feed(body) if body else b""
+        watch = self._watch
+        if watch is None:
+            out = meter.feed(body) if body else b""
+        else:
+            out = watch.feed(body)
+            if watch.full is not None and relay is not None:
+                verdict, end = self._cut_off(watch, ended)
+                relay.body(out + end, None, True)
+                self._was_cut(verdict)
+                return
         if not ended:
             if meter.told != self._told:
                 self._charge_so_far()
@@ -196,7 +226,7 @@ class Exchange(Asking):
         if reason == "client_disconnected" and self._engine.drains.take(self):
             if self._relay is not None:
                 self.bytes_out = self._relay.sent
-                self._relay = None
+                self._relay = self._watch = None
             self.phase = "drain"
             assert self._upstream is not None
             self._upstream.resume()
@@ -239,15 +269,59 @@ class Exchange(Asking):
         if meter is None or not accounts:
             return
         self._told = meter.told
-        usage = meter.interim(self._count_prompt)
+        if self._watch is not None:
+            usage = self._watch.count()
+        else:
+            usage = self._priced(meter.interim(self._count_prompt))
         if usage.source == "none":
             return
         engine = self._engine
         if not self._promises:
             self._promises = [Promise(account) for account in accounts]
-        usage = engine.planner.priced(self.plan, self.model, usage)
         engine.ledger.charge(self._promises, usage, clock.wall())
         engine.settlement.wake()
+
+    def _priced(self, usage: Usage, answered: str = "") -> Usage:
+        return self._engine.planner.priced(self.plan, self.model, usage, answered)
+
+    # streams that a budget ends
+
+    def _watched(self, meter: Meter) -> Watch | None:
+        """What watches a stream that may cross a budget which cuts; None where none may."""
+        engine = self._engine
+        if not isinstance(meter, WatchedMeter) or not self._accounts:
+            return None
+        if engine.on_failure == "open" and not engine.settlement.up:
+            return None
+        if not self._promises:
+            self._promises = [Promise(account) for account in self._accounts]
+        reservation = self._reservation
+        bound = reservation.estimate if reservation is not None and reservation.bounded else None
+        found = watched(self._promises, bound)
+        if not found:
+            return None
+        return Watch(meter, found, self._count_prompt, self._priced, self._charge_so_far)
+
+    def _cut_off(self, watch: Watch, ended: bool) -> tuple[Metered, bytes]:
+        """The stream has crossed a budget: stop the provider, charge what the client gets. Returns
+        that, and the events that end the stream."""
+        upstream, self._upstream = self._upstream, None
+        if upstream is not None and not ended:
+            upstream.close()
+        assert watch.full is not None
+        verdict = self._verdict(complete=False)
+        # The provider may report more than the client gets: what passed is charged.
+        verdict = verdict._replace(usage=verdict.usage._replace(source="counted"))
+        verdict = self._pay(verdict)
+        refusal = exceeded(watch.full, clock.wall())
+        shape = self.plan.api.shape if self.plan is not None else "openai"
+        return verdict, watch.final(refusal, verdict.usage, self._wants_usage, shape)
+
+    def _was_cut(self, verdict: Metered) -> None:
+        relay = self._relay
+        assert relay is not None
+        self._finish("budget_cutoff", verdict)
+        self._connection.done(not relay.closes)
 
     def _refuse(self, refusal: Refusal) -> None:
         """Answer with a refusal; nothing was relayed yet."""

@@ -29,7 +29,8 @@ the count is made at once."""
 class Inspected(NamedTuple):
     """`body` is what is sent on. `injected`: usage was asked for by us, so its extra event must be
     taken out. `prompt`: input tokens, -1 if they were not counted. `reservation` where a budget has
-    a hard cap."""
+    a hard cap. `told`: the client wants the usage of its stream, as far as a budget that cuts it
+    has to know."""
 
     body: bytes
     model: str
@@ -37,11 +38,13 @@ class Inspected(NamedTuple):
     injected: bool
     prompt: int
     reservation: Reservation | None
+    told: bool = False
 
 
 def inspect(plan: Plan, request: RequestHead, body: bytes) -> Inspected:
     """Read a whole body. Raises a Refusal."""
     model, streams, injected, prompt, reservation = "", False, False, -1, None
+    told = False
     if plan.operation:
         settings = plan.pool.settings
         size = len(body)
@@ -65,6 +68,10 @@ def inspect(plan: Plan, request: RequestHead, body: bytes) -> Inspected:
             reservation = Reservation(
                 Usage(prompt, output), plan.api, plan.operation, message if plan.clamps else None
             )
+            reservation.bounded = output_limit(plan.api, plan.operation, message, -1) >= 0
+        if plan.cuts and streams and not injected:
+            options = message.get("stream_options")
+            told = isinstance(options, dict) and options.get("include_usage") is True
     else:
         # Known by no operation, but the key (or route) is limited to models.
         kind = request.get(b"content-type") or b""
@@ -82,7 +89,7 @@ def inspect(plan: Plan, request: RequestHead, body: bytes) -> Inspected:
             if model
             else "this key or route is limited to models, and the request names none"
         )
-    return Inspected(body, model, streams, injected, prompt, reservation)
+    return Inspected(body, model, streams, injected, prompt, reservation, told)
 
 
 def unread(plan: Plan, size: int) -> Reservation:

@@ -105,6 +105,7 @@ class Plan:
         "buffered",
         "clamps",
         "counts",
+        "cuts",
         "echoes",
         "edit",
         "exact",
@@ -146,6 +147,7 @@ class Plan:
         self.exact = False
         self.reserves = False  # a budget has a hard cap
         self.clamps = False  # and may limit the answer
+        self.cuts = False  # a budget ends streams that cross its limit
         self.in_usd = False  # a budget counts dollars
         self.buffered = False
         self.strict = False
@@ -268,6 +270,7 @@ class Planner:
         plan.reads = plan.metered and (
             plan.counts or not target.below.lower().startswith(api.SHOWS_OLD_USAGE)
         )
+        plan.cuts = plan.counts and plan.metered and any(rule.limit.cuts for rule in plan.key.rules)
         plan.echoes = plan.operation in api.ECHOES
         if (
             limited

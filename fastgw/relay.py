@@ -17,6 +17,7 @@ from fastgw.errors import render, render_event
 from fastgw.http1.body import LAST_CHUNK, chunk
 from fastgw.http1.serialize import status_line
 from fastgw.sse import EventFramer
+from fastgw.usage.endings import ending_for
 from fastgw.usage.framing import ArrayFramer, Framer, LineFramer, MessageFramer, exception
 from fastgw.usage.meter import (
     NO_METER,
@@ -27,6 +28,7 @@ from fastgw.usage.meter import (
     StreamMeter,
 )
 from fastgw.usage.payload import read_object
+from fastgw.usage.watched import WatchedMeter
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -62,11 +64,14 @@ def make_meter(plan: Plan, head: ResponseHead, strip: bool) -> Meter:
         return OpaqueMeter() if plan.counts else NO_METER
     meter: Meter
     make = STREAMS.get(head.media)
+    if make is None and plan.streams and head.media == b"application/json":
+        make = ArrayFramer  # Gemini without `alt=sse`
     if make is not None:
         strip = strip and not compressed and make is EventFramer
+        if plan.cuts and not compressed and make is not MessageFramer:
+            ending = ending_for(plan.api, plan.operation)
+            return WatchedMeter(plan.api, strip=strip, framer=make(), ending=ending)
         meter = StreamMeter(plan.api, strip=strip, counts=plan.counts, framer=make())
-    elif plan.streams and head.media == b"application/json":  # Gemini without `alt=sse`
-        meter = StreamMeter(plan.api, counts=plan.counts, framer=ArrayFramer())
     else:
         meter = JsonMeter(plan.api, counts=plan.counts, echoes=plan.echoes)
     return InflatingMeter(meter) if compressed else meter
@@ -139,15 +144,16 @@ class Relay:
         *,
         strips: bool,
         closing: bool,
+        cuts: bool = False,
     ) -> None:
-        """`strips`: the body may come out shorter than it went in. `closing`: the connection ends
-        after this answer."""
+        """`strips`: events may be taken out of the body. `cuts`: it may get another end. `closing`:
+        the connection ends after this answer."""
         self._write = write
         self.begun = True
         self.event_stream = head.media == EVENT_STREAM
         self.streams = head.media in STREAMS
         self._media = head.media
-        self.strips = strips and self.event_stream
+        self.strips = cuts or (strips and self.event_stream)
         self.sent = 0
         sized = self._sized = head.length >= 0 and not self.strips
         self._head_only = request.method == b"HEAD" or head.status in (204, 304)

@@ -27,10 +27,11 @@ if TYPE_CHECKING:
 
 class Reservation:
     """Of one exchange. `estimate`: what it may cost; `promises`: what it was promised; `clamped`:
-    whether `message`, the request body, was changed to ask for less."""
+    whether `message`, the request body, was changed to ask for less; `bounded`: whether the request
+    limits its answer by itself, or was made to."""
 
-    __slots__ = ("_api", "_asked", "_operation", "_price", "_since", "clamped", "estimate",
-                 "message", "promises")  # fmt: skip
+    __slots__ = ("_api", "_asked", "_operation", "_price", "_since", "bounded", "clamped",
+                 "estimate", "message", "promises")  # fmt: skip
 
     def __init__(
         self, estimate: Usage, api: Api, operation: str, message: dict[str, Any] | None
@@ -40,7 +41,7 @@ class Reservation:
         self._api = api
         self.estimate = estimate
         self.message = message
-        self.clamped = False
+        self.clamped = self.bounded = False
         self.promises: list[Promise] = []
         self._operation = operation
         self._price: Price | None = None
@@ -116,5 +117,5 @@ class Reservation:
             return False
         self.estimate = estimate._replace(output_tokens=allowed)
         self.price(self._price)
-        self.clamped = True
+        self.clamped = self.bounded = True
         return True

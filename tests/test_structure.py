@@ -36,6 +36,7 @@ FLOORS: dict[str, int] = {
     "bookkeeping": 5,
     "asking": 5,
     "drains": 5,
+    "cutoff": 5,
     "exchange": 5,
     "inspection": 5,
     "reservation": 5,

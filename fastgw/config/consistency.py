@@ -67,6 +67,8 @@ def check(draft: Draft, problems: Problems) -> None:
     _secrets(draft.listed["keys"], problems)
     for entry in draft.listed["keys"]:
         _validity(entry, problems)
+    for entry in draft.listed["budgets"]:
+        _cutoff(entry, problems)
     _tls(draft.single["server"], problems)
     _ports(draft, problems)
     _store(draft, problems)
@@ -122,6 +124,15 @@ def _validity(entry: Entry, problems: Problems) -> None:
             entry.at("expires_at"),
             f"not after not_before ({entry.at('not_before')}): the key would never be valid; "
             "swap or correct them",
+        )
+
+
+def _cutoff(budget: Entry, problems: Problems) -> None:
+    unit = budget.good("unit")
+    if budget.good("cutoff") == "mid_stream" and unit in ("input_tokens", "requests", "parallel"):
+        problems.add(
+            budget.at("cutoff"),
+            f'no stream grows in {unit}; leave it out, or count "tokens", "output_tokens" or "usd"',
         )
 
 

@@ -262,6 +262,13 @@ class Budget:
     clamp_max_tokens: bool = setting(
         False, "reserve: limit the answer to what is left rather than wait or refuse", "flag"
     )
+    cutoff: str = setting(
+        "none",
+        "mid_stream = a stream ends at the event that crosses the limit; of units tokens, "
+        "output_tokens and usd",
+        "choice",
+        ("none", "mid_stream"),
+    )
     shadow: bool = setting(False, "count and report, never refuse", "flag")
     on_missing: str = setting(
         "deny", "key lacks a field of `per`: deny = 403, skip = not counted", "choice",
@@ -500,9 +507,7 @@ LISTED_TABLES: dict[str, type[Any]] = {
 }
 """Tables that may stand many times, as `[[keys]]`."""
 
-LATER_SETTINGS: dict[str, str] = {
-    "budgets.cutoff": "leave it out: a stream that has begun is relayed to its end",
-}
+LATER_SETTINGS: dict[str, str] = {}
 """Settings that the contract names but this version does not serve, with what to do instead."""
 
 

@@ -28,6 +28,7 @@ class Limit:
     __slots__ = (
         "amount",
         "clamps",
+        "cuts",
         "fields",
         "name",
         "refusals",
@@ -52,10 +53,11 @@ class Limit:
         reserves: bool = False,
         wait: float = 0.0,
         clamps: bool = False,
+        cuts: bool = False,
     ) -> None:
         """`reserves`: a request needs a promise of what it may cost before it runs. `wait`: seconds
         that it waits for one while running requests hold what is left. `clamps`: rather than that,
-        its answer is limited to what is left."""
+        its answer is limited to what is left. `cuts`: a stream ends where it crosses the limit."""
         self.name = name
         self.unit = unit
         self.amount = amount
@@ -68,6 +70,7 @@ class Limit:
         self.reserves = reserves or unit == "parallel"
         self.wait = wait
         self.clamps = clamps
+        self.cuts = cuts and not shadow
         self.refusals = 0
         """Requests that it refused (or, in shadow, would have refused)."""
 

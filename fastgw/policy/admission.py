@@ -66,6 +66,7 @@ class Rule:
             reserves=budget.admission == "reserve",
             wait=budget.wait,
             clamps=budget.clamp_max_tokens,
+            cuts=budget.cutoff == "mid_stream",
         )
         self.match = dict(budget.match or {})
         self.per = tuple(parse_expression(text) for text in budget.per)

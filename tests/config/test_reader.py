@@ -182,7 +182,10 @@ def test_ten_mistakes_come_back_in_one_run(tmp_path: Path) -> None:
             'unknown setting; did you mean "input"?',
         ),
         ("[pricing]\ncatalogs='none.json'\n", '"none.json" cannot be read: no such file'),
-        ("[[budgets]]\nname='b'\nlimit=1\ncutoff='mid_stream'\n", "cutoff: is not available in"),
+        (
+            "[[budgets]]\nname='b'\nlimit=1\nunit='requests'\ncutoff='mid_stream'\n",
+            "[[budgets]] cutoff: no stream grows in requests; leave it out, or count",
+        ),
         ("[[budgets]]\nname='b'\nlimit=1\nwindow='dya'\n", 'unknown choice "dya"; did you mean'),
         (
             "[[budgets]]\nname='b'\nlimit=1\nwindow={calendar='hour'}\n",

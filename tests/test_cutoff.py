@@ -206,6 +206,23 @@ def test_a_report_that_says_more_than_was_counted_cuts() -> None:
     assert stream.account.count.spent == 105
 
 
+def test_a_report_far_from_the_limit_cuts_at_its_own_event() -> None:
+    told = {**chunk("a"), "usage": {"prompt_tokens": 5, "completion_tokens": 2_000_000}}
+    stream = Stream(OPENAI, "chat", sse, 1_000_000)
+    stream.feed([sse(chunk("a"))])
+    assert stream.feed([sse(told, *CHAT)]) == sse(told)
+
+
+def test_what_comes_after_a_report_counts_on_top_of_it() -> None:
+    told = {**chunk("a"), "usage": {"prompt_tokens": 5, "completion_tokens": 500}}
+    stream = Stream(OPENAI, "chat", sse, 520)
+    for event in (told, *CHAT):
+        if stream.watch.full is None:
+            stream.feed([sse(event)])
+    assert stream.watch.full is not None
+    assert 520 < stream.account.count.spent <= 522
+
+
 def test_streams_that_share_a_budget_share_what_is_left() -> None:
     first = Stream(OPENAI, "chat", sse, 60)
     account = first.account

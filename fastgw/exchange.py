@@ -395,7 +395,7 @@ class Exchange(Asking):
             usage = engine.planner.priced(self.plan, self.model, usage, verdict.model)
             verdict = verdict._replace(usage=usage)
         if self._promises:
-            engine.ledger.charge(self._promises, usage, clock.wall())
+            engine.ledger.charge(self._promises, usage, clock.wall(), final=True)
             engine.ledger.release(self._promises)
         elif usage.source != "none":
             engine.ledger.debit(accounts, usage, clock.wall())

@@ -160,12 +160,13 @@ class Journal:
         free = self._free.get(granules)
         if free:
             at = free.pop()
-        elif self._end + (granules + 1) * WORDS <= len(self.words) or self._grow():
+        else:
+            while self._end + (granules + 1) * WORDS > len(self.words):
+                if not self._grow():
+                    self.full = True
+                    return 0
             at = self._end
             self._end += granules * WORDS
-        else:
-            self.full = True
-            return 0
         words = self.words
         for word in range(1, WORDS):
             words[at + word] = 0
@@ -195,9 +196,9 @@ class Journal:
     def acknowledge(self, slot: int, used: int) -> None:
         """See Slots."""
         words = self.words
+        words[slot + 3] = words[slot + 2]
         words[slot + 4] = used
         words[slot + 5] = words[slot + 1]
-        words[slot + 3] = words[slot + 2]
 
     def unsend(self, slot: int) -> None:
         """See Slots."""
@@ -283,8 +284,8 @@ def claim(folder: str, store: str) -> Journal:
 
 
 def orphans(folder: str, store: str) -> Iterator[Journal]:
-    """Journals of this store that no process has and that owe something. The caller settles and
-    removes each, or closes it."""
+    """Journals of this store that no process has, and that owe something or are of another host.
+    The caller settles and removes each, or closes it."""
     belongs = belonging(store)
     try:
         names = sorted(name for name in os.listdir(folder) if name.endswith(".debits"))
@@ -298,7 +299,7 @@ def orphans(folder: str, store: str) -> Iterator[Journal]:
         if journal is None:
             continue
         owes = any(each.sent or each.rest for each in journal.owed)
-        if journal.store == belongs["store"] and owes:
+        if journal.store == belongs["store"] and (owes or not journal.belongs):
             yield journal
         else:
             journal.close()

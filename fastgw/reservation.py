@@ -30,7 +30,7 @@ class Reservation:
     whether `message`, the request body, was changed to ask for less; `bounded`: whether the request
     limits its answer by itself, or was made to."""
 
-    __slots__ = ("_api", "_asked", "_operation", "_price", "_since", "bounded", "clamped",
+    __slots__ = ("_api", "_asked", "_began", "_operation", "_price", "_since", "bounded", "clamped",
                  "estimate", "message", "promises")  # fmt: skip
 
     def __init__(
@@ -45,7 +45,8 @@ class Reservation:
         self.promises: list[Promise] = []
         self._operation = operation
         self._price: Price | None = None
-        self._since = 0.0
+        self._began = 0.0
+        self._since = 0.0  # the moment, in the present window, as of which accounts are known
         self._asked = 0  # what `ledger.ask` returned; 0: nothing asked
 
     def price(self, price: Price | None) -> None:
@@ -64,8 +65,11 @@ class Reservation:
         if alone and engine.on_failure == "open":
             self.promises = ledger.promise(accounts, self.estimate)
             return True
-        if not self._since:
+        if not self._began:
+            self._began = now
+        if not self._since or any(now >= account.end for account in accounts):
             self._since = now
+            self._asked = 0
             if ledger.stale(accounts, now) and not alone:
                 self._ask(engine, waiter, accounts)
                 return False
@@ -78,7 +82,7 @@ class Reservation:
                 if not answered:
                     self._ask(engine, waiter, accounts)
                     return False
-                if now - self._since < found.limit.wait:
+                if now - self._began < found.limit.wait:
                     self._asked = 0
                     settlement.park(waiter)
                     return False

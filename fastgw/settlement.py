@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from fastgw import clock, tasks
 from fastgw.errors import StoreUnavailable
+from fastgw.policy.account import NEVER
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -111,7 +112,7 @@ class Settlement:
 
     async def _run(self) -> None:
         retry = FIRST_RETRY
-        while not self._ending or self._ledger.pending:
+        while not self._ending or self._ledger.unsettled:
             batch = self._ledger.take()
             if batch is None:
                 self._wake.clear()
@@ -165,10 +166,12 @@ class Settlement:
         ledger = self._ledger
         for wait in waiting:
             # A clock that was set back makes every answer look old: the rounds bound the wait.
-            if self.up and wait.rounds < MAX_ROUNDS:
+            # What was never heard of decides nothing, however many lines are before it.
+            known = all(account.count.known_at > NEVER for account in wait.accounts)
+            if self.up and (wait.rounds < MAX_ROUNDS or not known):
                 stale = ledger.stale(wait.accounts, wait.since)
                 if stale or (wait.sequence and ledger.unanswered(wait.accounts, wait.sequence)):
-                    self._waiting.append(wait._replace(rounds=wait.rounds + 1))
+                    self._waiting.append(wait._replace(rounds=wait.rounds + known))
                     continue
             self._admit(wait.waiter)
 
@@ -214,6 +217,7 @@ class Settlement:
     async def close(self, within: float) -> bool:
         """Settle what is left, within so many seconds. Returns whether no debit is pending."""
         self._ending = True
+        self._ledger.give_back()
         for timer in (self._refreshing, self._unparking):
             if timer is not None:
                 timer.cancel()

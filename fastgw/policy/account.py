@@ -234,13 +234,14 @@ class Account:
 
 
 class Promise:
-    """What one exchange has of one account: `held` for it in `count`, and `charged` so far, the
-    last of it in `charged_in`."""
+    """What one exchange has of one account: `most` was promised in `count` and `held` of it is not
+    spent yet; `charged` so far, the last of it in `charged_in`. What was promised is charged where
+    that was, or a cap could be passed in the window after it."""
 
-    __slots__ = ("account", "charged", "charged_in", "count", "held")
+    __slots__ = ("account", "charged", "charged_in", "count", "held", "most")
 
     def __init__(self, account: Account) -> None:
         self.account = account
         self.count = self.charged_in = account.count
-        self.held = 0
+        self.held = self.most = 0
         self.charged = 0

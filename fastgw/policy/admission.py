@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import TYPE_CHECKING, NamedTuple
 
 from fastgw.config.expression import Expression, parse_expression
@@ -21,6 +22,16 @@ class Facts(NamedTuple):
     header: Callable[[str], str | None]
     path: str
     model: str
+
+
+LONGEST = 256
+"""Characters of a value that an account is named by; a longer one is cut and told by its digest:
+clients choose some of them."""
+
+
+def _short(value: str) -> str:
+    digest = hashlib.sha256(value.encode("utf-8", "surrogatepass")).hexdigest()
+    return f"{value[: LONGEST // 2]}…{digest[:32]}"
 
 
 def evaluate(expression: Expression, facts: Facts) -> str | None:
@@ -86,7 +97,7 @@ class Rule:
             value = evaluate(expression, facts)
             if value is None:
                 return None
-            values.append(value)
+            values.append(value if len(value) <= LONGEST else _short(value))
         return tuple(values)
 
 

@@ -27,7 +27,7 @@ from weakref import WeakValueDictionary
 
 from fastgw.model import Batch, Claim, Debit
 from fastgw.policy.account import Account, Count, Limit, Promise
-from fastgw.policy.window import GRACE
+from fastgw.policy.window import FAR, GRACE
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -44,6 +44,9 @@ RENEW = LAPSE / 3
 """Seconds after which a hold is claimed again."""
 
 
+BACK = 3600
+"""Seconds by which a clock must be set back before an account goes back to an earlier window: who
+waits asks with the moment at which it began to."""
 SWEEP = 500
 """Counts that one refresh looks at for slots to free."""
 
@@ -105,6 +108,8 @@ class Ledger:
         self._in_flight: tuple[Batch, list[Count]] | None = None
         self._again: list[tuple[Batch, list[Count]]] = []
         self._sweep: list[Count] = []
+        self._placed: set[Count] = set()
+        """Counts that have a slot: they live until it is free, or one account had two."""
         self.lost = 0
         """Times that the store had lost an account and got it back from here."""
         self.renamed = 0
@@ -115,8 +120,10 @@ class Ledger:
         """Take over what a worker that died had not settled, batch by batch as it was sent."""
         sent: dict[int, list[Count]] = {}
         for entry in owed:
-            count = self._counts[entry.key] = Count(entry.key, entry.expires_at)
+            lives = entry.expires_at if entry.expires_at < FAR else 0
+            count = self._counts[entry.key] = Count(entry.key, lives)
             count.slot = entry.slot
+            self._placed.add(count)
             count.settled = entry.settled
             count.used = entry.known
             count.sent = entry.sent
@@ -158,6 +165,13 @@ class Ledger:
             else:
                 self._forget(oldest.count)
 
+    def _place(self, count: Count) -> None:
+        """Give the count a slot of the journal, if there is one to be had."""
+        if self._slots is not None and not count.slot:
+            count.slot = self._slots.take(count.key, count.expires_at or FAR)
+            if count.slot:
+                self._placed.add(count)
+
     def _roll(self, account: Account, now: float) -> None:
         old = account.count
         account.roll(now)
@@ -171,6 +185,7 @@ class Ledger:
         if count.slot and self._slots is not None and not owes:
             self._slots.free(count.slot)
             count.slot = 0
+            self._placed.discard(count)
 
     def accounts(self) -> list[Account]:
         """Every account in use, for reports."""
@@ -188,8 +203,7 @@ class Ledger:
         count = self._counts.get(key)
         if count is None:
             count = self._counts[key] = Count(key, expires_at)
-        if not count.slot and self._slots is not None:
-            count.slot = self._slots.take(key, expires_at)
+        self._place(count)
         return count
 
     def counts_of(self, begin: str) -> list[Count]:
@@ -217,7 +231,7 @@ class Ledger:
         """
         found = False
         for account in accounts:
-            if not account.start <= now < account.end:
+            if now >= account.end or now < account.start - BACK:
                 self._roll(account, now)
             count = account.count
             if now - count.known_at > self._max_staleness:
@@ -277,10 +291,12 @@ class Ledger:
             if limit.unit == "requests":
                 self._add(count, 1)
             elif limit.reserves:
-                promise.held = limit.claim(estimate)
+                promise.held = promise.most = limit.claim(estimate)
                 count.held += promise.held
                 count.limit = limit
                 self._hold(count, promise.held)
+                if limit.shadow and not count.queued:
+                    self._enqueue(count)  # nobody asked: the store is told now
             promises.append(promise)
         return promises
 
@@ -305,14 +321,15 @@ class Ledger:
         count.active = True
         if count not in self._holding:
             self._holding[count] = None
-            if not count.slot and self._slots is not None:
-                # So that whoever takes over gives back what we hold.
-                count.slot = self._slots.take(count.key, count.expires_at)
+            self._place(count)  # so that whoever takes over gives back what we hold
 
     def unanswered(self, accounts: Iterable[Account], sequence: int) -> bool:
         """Whether the store has yet to answer what `ask` returned `sequence` for."""
         return any(
-            account.limit.reserves and account.count.answered < sequence for account in accounts
+            account.limit.reserves
+            and not account.limit.shadow
+            and account.count.answered < sequence
+            for account in accounts
         )
 
     def refresh(self, now: float) -> None:
@@ -331,7 +348,7 @@ class Ledger:
                 self._enqueue(count)
         if self._slots is not None:
             if not self._sweep:
-                self._sweep = [count for count in self._counts.values() if count.slot]
+                self._sweep = list(self._placed)
             for count in self._sweep[-SWEEP:]:
                 if now > count.expires_at - GRACE and count not in self._holding:
                     self._forget(count)
@@ -348,21 +365,27 @@ class Ledger:
                     self._roll(account, now)
                 self._add(account.count, amount)
 
-    def charge(self, promises: Iterable[Promise], usage: Usage, now: float) -> None:
+    def charge(
+        self, promises: Iterable[Promise], usage: Usage, now: float, *, final: bool = False
+    ) -> None:
         """Charge what an exchange has cost so far, as its answer passes. What was charged before
-        counts as part of `usage`; a correction goes where the charge went."""
+        counts as part of `usage`; a correction goes where the charge went. What is rough stays
+        within the promise; only what is `final` may pass it."""
         for promise in promises:
             account = promise.account
-            cost = account.limit.cost(usage)
+            limit = account.limit
+            cost = limit.cost(usage)
+            if promise.most and not final:
+                cost = min(cost, promise.most)
             amount = cost - promise.charged
             if not amount:
                 continue
             promise.charged = cost
-            if promise.held:
-                spent = min(promise.held, max(0, amount))
-                promise.held -= spent
-                promise.count.held -= spent
-            if amount > 0:
+            if promise.most:
+                held = max(0, promise.most - cost)
+                promise.count.held += held - promise.held
+                promise.held = held
+            if amount > 0 and not limit.reserves:
                 if now >= account.end:
                     self._roll(account, now)
                 promise.charged_in = account.count
@@ -383,7 +406,7 @@ class Ledger:
         slots = self._slots
         if slots is not None:
             if not count.slot:
-                count.slot = slots.take(count.key, count.expires_at)
+                self._place(count)
             if count.slot:
                 slots.words[count.slot] += amount
         if not count.queued:
@@ -408,6 +431,19 @@ class Ledger:
         if self._in_flight is not None:
             waiting.update(count for count in self._in_flight[1] if count.sent)
         return len(waiting)
+
+    @property
+    def unsettled(self) -> bool:
+        """Whether the store is owed a debit, or holds something for us that nobody needs."""
+        claims = self._in_flight is not None and bool(self._in_flight[0].claims)
+        return claims or bool(self.pending) or any(count.hold for count in self._holding)
+
+    def give_back(self) -> None:
+        """The worker ends: nothing is held ahead any more."""
+        for count in self._holding:
+            count.step = 0
+            if not count.queued:
+                self._enqueue(count)
 
     @property
     def held(self) -> int:

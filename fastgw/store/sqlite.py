@@ -171,7 +171,7 @@ class SqliteStore:
         db.execute("BEGIN IMMEDIATE" if writes else "BEGIN")
         try:
             for at, debit in enumerate(batch.debits):
-                if debit.amount:
+                if debit.amount or debit.settled:
                     self._apply(db, batch, debit, at, now, answer)
                 row = db.execute(_READ, (debit.account,)).fetchone()
                 answer.used.append(row[0] if row is not None and row[1] > now else 0)
@@ -209,6 +209,9 @@ class SqliteStore:
             if last is None or last[0] < settled:
                 db.execute(_RAISE, (account, known, expires_at))
                 answer.lost.append(at)
+                db.execute(_CLAIM, (account, batch.writer, settled))
+        if not amount:
+            return
         if db.execute(_CLAIM, (account, batch.writer, batch.sequence)).rowcount:
             db.execute(_WRITE, (account, amount, expires_at))
         elif db.execute(_LAST, (account, batch.writer)).fetchone()[0] > batch.sequence:

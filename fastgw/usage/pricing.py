@@ -132,9 +132,12 @@ class Price:
         return (total + self._half) // self._per + self._request
 
     def most(self, usage: Usage) -> int:
-        """What a request may cost of which `usage` is an estimate: a prompt near the next prices
-        may turn out longer than that."""
-        cost = self.cost(usage)
+        """What a request may cost of which `usage` is an estimate: all of its prompt may be written
+        to a cache and all of its output be reasoning, where those are dearer, and a prompt near the
+        next prices may turn out longer than that."""
+        total = usage.input_tokens * (self._input + max(0, self._written))
+        total += usage.output_tokens * (self._output + max(0, self._thought))
+        cost = (total + self._half) // self._per + self._request
         if self.over is not None and usage.input_tokens * 5 // 4 > self.above:
             return max(cost, self.over.most(usage))
         return cost
@@ -143,7 +146,8 @@ class Price:
         """Output tokens that `amount` nano-USD pay for after this prompt, 0 if none."""
         if self.over is not None and input_tokens * 5 // 4 > self.above:
             return self.over.room(input_tokens, amount)
-        left = (amount - self._request) * self._per - input_tokens * self._input
+        prompt = input_tokens * (self._input + max(0, self._written))
+        left = (amount - self._request) * self._per - prompt
         each = self._output + max(0, self._thought)
         return max(0, left // each) if each else _NEVER
 

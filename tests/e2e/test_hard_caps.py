@@ -257,3 +257,34 @@ def test_the_hold_of_a_worker_that_was_killed_is_free_again(
     again = start(**options)  # it takes the journal, and with it the name that holds
     assert drained(again)["held"] == 0
     assert chat(again, ALICE, max_tokens=80)[0] == 200
+
+
+def test_who_waits_over_the_end_of_a_window_is_let_into_the_next(start: StartGateway) -> None:
+    budget = CAP.format(limit=100, more='wait = "20s"\nwindow = "second"')
+    gateway = start(budgets=budget)
+    with ThreadPoolExecutor(2) as pool:
+        slow = pool.submit(chat, gateway, ALICE, stub="first=4", max_tokens=80)
+        while gateway.api("/api/status")["upstreams"]["stub"]["busy"] == 0:
+            time.sleep(0.02)
+        assert chat(gateway, ALICE, max_tokens=80)[0] == 200
+        assert not slow.done()
+        assert slow.result()[0] == 200
+
+
+def test_a_budget_in_shadow_keeps_nobody_waiting(start: StartGateway) -> None:
+    shadow = (
+        RUNNING.format(wait="200ms").replace("running", "all").replace("limit = 3", "limit = 9")
+    )
+    gateway = start(
+        budgets=RUNNING.format(wait="200ms").replace("limit = 3", "limit = 1")
+        + shadow
+        + "shadow = true\n"
+    )
+    with ThreadPoolExecutor(2) as pool:
+        slow = pool.submit(chat, gateway, ALICE, stub="first=5")
+        while row(gateway)["held"] < 1:
+            time.sleep(0.02)
+        assert chat(gateway, ALICE)[0] == 429
+        assert not slow.done()
+        assert slow.result()[0] == 200
+    assert chat(gateway, ALICE)[0] == 200

@@ -263,7 +263,7 @@ def test_a_stream_is_charged_as_it_passes_and_corrected_at_its_end() -> None:
     worker = Worker("w", store, capped(1000))
     assert worker.admit(500)
     (promises,) = worker.running
-    for made, expected in ((100, (100, 400)), (90, (90, 400)), (300, (300, 190))):
+    for made, expected in ((100, (100, 400)), (90, (90, 410)), (300, (300, 200))):
         worker.ledger.charge(promises, Usage(made, 0), NOW)
         worker.settle()
         used, held = standing(store)
@@ -272,6 +272,69 @@ def test_a_stream_is_charged_as_it_passes_and_corrected_at_its_end() -> None:
     worker.finish(120)  # the provider says it was less
     worker.idle()
     assert standing(store) == (120, 0)
+
+
+def test_what_is_rough_stays_within_the_promise_and_only_the_end_may_pass_it() -> None:
+    store = MemoryStore()
+    worker = Worker("w", store, capped(1000))
+    assert worker.admit(110)
+    (promises,) = worker.running
+    for made, expected in ((300, (110, 0)), (40, (40, 70)), (6000, (110, 0)), (60, (60, 50))):
+        worker.ledger.charge(promises, Usage(made, 0), NOW)
+        worker.settle()
+        assert (standing(store)[0], worker.account.count.held) == expected
+    worker.ledger.charge(promises, Usage(150, 0), NOW, final=True)
+    worker.ledger.release(promises)
+    worker.idle()
+    assert standing(store) == (150, 0)
+
+
+def test_what_was_promised_is_charged_in_the_window_of_the_promise() -> None:
+    ledger, store = Ledger("w", 0.1), MemoryStore()
+    limit = Limit("cap", "tokens", 1000, EpochWindow("day"), reserves=True)
+    account = ledger.account(limit, (), NOW)
+
+    def reserve(now: float) -> list[Promise]:
+        ledger.stale((account,), now)
+        ledger.ask((account,), Usage(1000, 0))
+        while (batch := ledger.take()) is not None:
+            ledger.settled(asyncio.run(store.settle(batch)), now)
+        found = ledger.reserve((account,), Usage(1000, 0))
+        assert isinstance(found, list)
+        return found
+
+    both = [reserve(NOW), reserve(NOW + 86_400)]
+    for promises in both:
+        ledger.charge(promises, Usage(1000, 0), NOW + 86_400, final=True)
+        ledger.release(promises)
+    while (batch := ledger.take()) is not None:
+        ledger.settled(asyncio.run(store.settle(batch)), NOW)
+    assert [each.used for each in asyncio.run(store.accounts()).values()] == [1000, 1000]
+
+
+def test_who_waits_does_not_wait_for_a_budget_in_shadow() -> None:
+    ledger, store = Ledger("w", 0.1), MemoryStore()
+    cap = ledger.account(Limit("a", "parallel", 1, NoWindow()), (), NOW)
+    shadow = ledger.account(Limit("b", "parallel", 5, NoWindow(), shadow=True), (), NOW)
+    assert ledger.stale((cap, shadow), NOW)
+    while (batch := ledger.take()) is not None:
+        ledger.settled(asyncio.run(store.settle(batch)), NOW)
+    sequence = ledger.ask((cap, shadow), Usage(1, 0))
+    while (batch := ledger.take()) is not None:
+        ledger.settled(asyncio.run(store.settle(batch)), NOW)
+    assert not ledger.unanswered((cap, shadow), sequence)
+
+
+def test_a_worker_that_ends_holds_nothing() -> None:
+    store = MemoryStore()
+    worker = Worker("w", store, capped(10_000))
+    assert worker.admit(100)
+    worker.finish(100)
+    assert worker.account.count.hold > 0
+    worker.ledger.give_back()
+    while worker.ledger.unsettled:
+        worker.settle()
+    assert standing(store) == (100, 0)
 
 
 def test_a_correction_goes_to_the_window_of_the_charge() -> None:

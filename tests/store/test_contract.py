@@ -394,6 +394,16 @@ def test_a_store_that_went_back_in_time_is_recognised_too(new_store: OpenStore) 
     assert answers[1] == ([205], [], [0], [])
 
 
+def test_a_read_puts_back_too(new_store: OpenStore) -> None:
+    answers, _ = settle(
+        new_store,
+        Batch("w1", 8, (Debit("a", 0, LATER, 7, 1000),)),
+        Batch("w1", 9, (Debit("a", 5, LATER, 7, 1000),)),
+    )
+    assert [each.used for each in answers] == [[1000], [1005]]
+    assert [each.lost for each in answers] == [[0], []]
+
+
 def test_putting_back_is_done_once(new_store: OpenStore) -> None:
     again = Batch("w1", 8, (Debit("a", 5, LATER, 7, 1000),))
     answers, _ = settle(new_store, again, again, again)

@@ -46,8 +46,8 @@ def watched(promises: Sequence[Promise], bound: Usage | None) -> list[Promise]:
 class Watch:
     """Of one stream. `full` is the account whose limit was crossed; None: go on."""
 
-    __slots__ = ("_charge", "_made", "_meter", "_priced", "_prices", "_promises", "_prompt",
-                 "answered", "full")  # fmt: skip
+    __slots__ = ("_charge", "_costs", "_made", "_meter", "_priced", "_prices", "_promises",
+                 "_prompt", "answered", "full")  # fmt: skip
 
     def __init__(
         self,
@@ -66,6 +66,7 @@ class Watch:
         self._charge = charge
         self._made = -1  # output tokens that were charged; -1: nothing yet
         self._prices = [1] * len(promises)  # of an output token at most, in the limit's unit
+        self._costs = [0] * len(promises)  # of what was counted last
         self.answered = ""
         self.full: Account | None = None
 
@@ -97,8 +98,8 @@ class Watch:
         if self._made < 0:
             return False
         made = self._meter.at_most(more) - self._made
-        for promise, price in zip(self._promises, self._prices, strict=True):
-            if made * price > _left(promise):
+        for promise, price, cost in zip(self._promises, self._prices, self._costs, strict=True):
+            if made * price > _left(promise, cost):
                 return False
         return True
 
@@ -110,8 +111,8 @@ class Watch:
             not self._made or isinstance(self._meter.framer, ArrayFramer)
         ):
             return None  # nothing that could be ended has begun
-        for promise in self._promises:
-            if _left(promise) < 0:
+        for promise, cost in zip(self._promises, self._costs, strict=True):
+            if _left(promise, cost) < 0:
                 return promise.account
         return None
 
@@ -124,6 +125,7 @@ class Watch:
             self.answered = meter.answered()
         usage = self._priced(usage, self.answered)
         for at, promise in enumerate(self._promises):
+            self._costs[at] = promise.account.limit.cost(usage)
             if promise.account.limit.unit == "usd":
                 more = usage._replace(output_tokens=usage.output_tokens + _SOME)
                 price = self._priced(more, self.answered).cost - usage.cost
@@ -152,12 +154,13 @@ class Watch:
         return b"".join(out)
 
 
-def _left(promise: Promise) -> int:
-    """What this exchange may still spend on the account; below 0 where it has crossed the limit."""
-    account = promise.account
-    count = account.count
+def _left(promise: Promise, cost: int) -> int:
+    """What an exchange that has cost `cost` may still spend on the account, in the window that it
+    is charged to; below 0 where it has crossed the limit. Not all of its cost need be charged."""
+    count = promise.charged_in
     own = promise.held if promise.count is count else 0
-    return account.limit.amount - count.spent - count.others - count.held + own
+    spent = count.spent - promise.charged + cost
+    return promise.account.limit.amount - spent - count.others - count.held + own
 
 
 def _line(text: str) -> bytes:

@@ -10,7 +10,7 @@ run: .venv/installed
 	$(BIN)/fastgw demo $(ARGS)
 
 test: check
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile $(ARGS)
 
 check: .venv/installed-test
 	$(BIN)/ruff format --check .

@@ -278,7 +278,8 @@ class Exchange(Asking):
         engine = self._engine
         if not self._promises:
             self._promises = [Promise(account) for account in accounts]
-        engine.ledger.charge(self._promises, usage, clock.wall())
+        exact = self._watch is not None
+        engine.ledger.charge(self._promises, usage, clock.wall(), final=exact)
         engine.settlement.wake()
 
     def _priced(self, usage: Usage, answered: str = "") -> Usage:

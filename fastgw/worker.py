@@ -360,6 +360,7 @@ class Worker:
             "listen": self.addresses,
             "connections": len(self._connections.all),
             "exchanges": sum(1 for each in self._connections.all if each.exchange is not None),
+            "tasks": len(asyncio.all_tasks()),
             "drains": len(self._engine.drains) if self._engine is not None else 0,
             "body_memory": self._engine.held if self._engine is not None else 0,
             "upstreams": {name: pool.counts for name, pool in self._pools.items()},

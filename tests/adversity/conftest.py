@@ -126,14 +126,14 @@ def spoken(
 class Bench:
     """The processes, and what they wrote since `begin`."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, budgets: str = BUDGET) -> None:
         self.provider = Provider(folder)
         self.up = Proxy(self.provider.port)
         try:
             self.gateway = Gateway(
                 folder,
                 self.up.port,
-                budgets=BUDGET,
+                budgets=budgets,
                 upstream='keepalive_timeout = "1ms"',
                 more=WAYS.format(provider=self.provider.port, proxy=self.up.port),
             )

@@ -7,7 +7,7 @@ answer, in the `middle` of it, at the `end` (all but the last bytes read), `afte
 gone a little later). By FIN or RST, with JSON and streams, sized and chunked bodies.
 
 Afterwards the gateway must hold nothing: no connection, exchange, body, busy connection to the
-provider or pending debit, and no more open files than before.
+provider, pending debit or hold on a budget, and no more tasks and open files than before.
 """
 
 from __future__ import annotations
@@ -27,7 +27,21 @@ from typing import Any
 import orjson
 
 from fastgw import tasks
-from tests.adversity.conftest import GUARD, Bench, spoken
+from tests.adversity.conftest import BUDGET, GUARD, Bench, spoken
+
+CAPS = """
+[[budgets]]
+name = "cap"
+per = ["user_id"]
+limit = 1000000000
+admission = "reserve"
+[[budgets]]
+name = "running"
+per = ["user_id"]
+unit = "parallel"
+limit = 1000
+"""
+"""Beside BUDGET: what is held for a request must be given back, however it ends."""
 
 PHASES = ("before", "head", "body", "waiting", "middle", "end", "after")
 CLIENTS = 64
@@ -117,7 +131,10 @@ def left_behind(bench: Bench, within: float = GUARD) -> dict[str, Any]:
             "connections": status["connections"],
             "exchanges": status["exchanges"],
             "body_memory": status["body_memory"],
+            "drains": status["drains"],
             "debits_pending": status["store"]["debits_pending"],
+            "held": status["store"]["held"]
+            + sum(row["held"] for row in bench.gateway.api("/api/budgets")),
         }
         for name, pool in status["upstreams"].items():
             held |= {f"{name} {state}": number for state, number in pool.items() if state != "idle"}
@@ -132,6 +149,7 @@ def run(bench: Bench, requests: int, seed: int) -> dict[str, Any]:
     leaver = Leaver(bench, seed)
     leaver.run(max(requests // 10, 10))  # so that pools and caches are warm
     before = left_behind(bench), bench.files, bench.resident
+    running = bench.gateway.api("/api/status")["tasks"]
     leaver.run(requests)
     after = left_behind(bench)
     return {
@@ -140,6 +158,7 @@ def run(bench: Bench, requests: int, seed: int) -> dict[str, Any]:
         "left_behind": before[0] | after,
         "files": [before[1], bench.files],
         "resident": [before[2], bench.resident],
+        "tasks": [running, bench.gateway.api("/api/status")["tasks"]],
     }
 
 
@@ -150,7 +169,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=1)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="fastgw-leaks-") as folder:
-        bench = Bench(Path(folder))
+        bench = Bench(Path(folder), BUDGET + CAPS)
         try:
             report = run(bench, options.requests, options.seed)
         finally:

@@ -8,17 +8,28 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.adversity import leaks
-from tests.adversity.conftest import spoken
+from tests.adversity.conftest import BUDGET, Bench, spoken
 
 if TYPE_CHECKING:
-    from tests.adversity.conftest import Bench
+    from collections.abc import Iterator
+    from pathlib import Path
 
 REQUESTS = 1000
 
 
+@pytest.fixture
+def capped(tmp_path: Path) -> Iterator[Bench]:
+    """With budgets that hold."""
+    bench = Bench(tmp_path, BUDGET + leaks.CAPS)
+    yield bench
+    bench.close()
+
+
 @pytest.mark.slow
-def test_clients_that_vanish_leave_nothing(bench: Bench) -> None:
+def test_clients_that_vanish_leave_nothing(capped: Bench) -> None:
+    bench = capped
     report = leaks.run(bench, REQUESTS, seed=7)
+    assert report["tasks"][1] <= report["tasks"][0]
     assert report["left_behind"] == {}
     assert set(report["phases"]) == set(leaks.PHASES)
     before, after = report["files"]

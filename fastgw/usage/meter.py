@@ -36,7 +36,7 @@ _TEXT = re.compile(
 )
 """Text of an answer that is not whole JSON: its last string may lack its end."""
 
-KEEP_BYTES = 32 * 1024
+KEEP_BYTES = 64 * 1024
 """Bytes of a stream that wait unread; past it they are counted and let go."""
 
 HELD_EVENT = 64 * 1024
@@ -158,18 +158,17 @@ class StreamMeter:
                 self._counting().add_bytes(self._framer.drop())
                 self._passed = self._framer.held if self._strip else 0
             return out
-        self._last = block
+        self._last = stripped = block
         if not self._first:
             self._first = block
         self._blocks.append(block)
-        self._kept += len(block)
-        stripped = block
         if self._search(block) is not None:
             stripped = self._read_usage(block)
         elif block.endswith(_DONE) and self._counts:
             if not self._usage:
                 self._fold()
             self.told += 1
+        self._kept += len(block)
         if self._kept > KEEP_BYTES:
             self._fold()
         if not self._strip:

@@ -35,3 +35,24 @@ def test_an_exchange_is_whole_and_is_debited_once() -> None:
         await bench.close()
 
     asyncio.run(go())
+
+
+def test_with_a_fresh_view_nobody_waits_for_the_store() -> None:
+    async def go() -> None:
+        bench = exchange.Bench()
+        waits = 0
+        settlement_wait = bench.settlement.wait
+
+        def wait(*arguments: object) -> None:
+            nonlocal waits
+            waits += 1
+            settlement_wait(*arguments)  # type: ignore[arg-type]
+
+        bench.settlement.wait = wait  # type: ignore[method-assign, assignment]
+        for _ in range(50):
+            await bench.exchange(exchange.request(), [exchange.answer()])
+        assert waits <= 1  # the first may ask for an account that it has not heard of
+        await bench.settlement.close(5.0)
+        await bench.close()
+
+    asyncio.run(go())

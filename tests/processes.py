@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
+import itertools
 import os
 import signal
 import socket
@@ -21,10 +23,21 @@ TOKEN = "admin-token-for-tests"
 UPSTREAM_KEY = "sk-upstream-secret"
 
 
+_WORKER = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:])
+_FIRST, _NUMBER = 10_000 + 2_000 * _WORKER, 2_000
+_next_port = itertools.count(os.getpid())
+
+
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A port that nobody listens on, and that is handed out once: not one of those that the kernel
+    gives to whoever connects, nor of another process of tests."""
+    while True:
+        port = _FIRST + next(_next_port) % _NUMBER
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            with contextlib.suppress(OSError):
+                probe.bind(("127.0.0.1", port))
+                return port
 
 
 class Process:

@@ -161,10 +161,13 @@ class House:
         """End one worker as a crash would. Where the gateway is one process, start it again."""
         assert self.gateway is not None
         if self.workers > 1:
-            while not (running := children(self.gateway.child.pid)):
+            while True:
+                running = children(self.gateway.child.pid)
+                if running:
+                    with contextlib.suppress(ProcessLookupError):  # it has just ended by itself
+                        os.kill(dice.choice(running), signal.SIGKILL)
+                        return
                 time.sleep(0.05)  # all of them are being started again
-            os.kill(dice.choice(running), signal.SIGKILL)
-            return
         self.gateway.child.kill()
         self.gateway.child.wait(20)
         self.gateway = self._serve()

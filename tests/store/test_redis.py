@@ -11,6 +11,7 @@ import uvloop
 
 from fastgw.errors import StoreUnavailable
 from fastgw.model import Batch, Claim, Debit
+from fastgw.policy.window import USAGE_KEYS
 from fastgw.store.base import UNUSABLE
 from fastgw.store.redis import RedisStore
 from tests.processes import ROOT
@@ -239,6 +240,9 @@ def test_the_rights_that_the_page_names_are_enough(redis_server: RedisServer) ->
         released = Batch("w", 4, (Debit("a", 0, LATER),), (Claim(0, 100, 0, 0, 0),))
         assert (await store.settle(released)).used == [0]
         assert await used(store) == {"a": 0, "b": 8}
+        reported = Batch("w", 5, (Debit(USAGE_KEYS + "alice", 3, LATER),))
+        assert (await store.settle(reported)).used == [3]
+        assert len(await store.accounts(usage=True)) == 1
         await store.close()
 
     asyncio.run(main())

@@ -12,7 +12,7 @@ The framer does not know what an event means.
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -29,6 +29,9 @@ class EventFramer:
     """
 
     __slots__ = ("_last", "_pieces", "held")
+
+    ENDS: ClassVar[tuple[bytes, ...]] = (b"}\n\n", b"}\r\n\r\n")
+    """How bytes end that are whole events if none is held; the likely one first."""
 
     def __init__(self) -> None:
         self._pieces: list[bytes] = []

@@ -40,13 +40,17 @@ def _prompt() -> int:
     return 10
 
 
-def stream(event: bytes, *, strip: bool = False, ends: bool = True) -> Callable[[], object]:
-    """A whole stream of EVENTS events through a meter; with `ends` its usage comes."""
+def stream(
+    event: bytes, *, strip: bool = False, ends: bool = True, at_once: int = 1, events: int = EVENTS
+) -> Callable[[], object]:
+    """A whole stream of `events` events through a meter, `at_once` in a read; with `ends` its usage
+    comes."""
+    reads, data = events // at_once, event * at_once
 
     def whole() -> object:
         meter = StreamMeter(OPENAI, strip=strip)
-        for _ in range(EVENTS):
-            meter.feed(event)
+        for _ in range(reads):
+            meter.feed(data)
         if ends:
             meter.feed(LAST)
         return meter.finish(ends, _prompt)
@@ -61,9 +65,13 @@ def run(number: int = 200) -> list[Row]:
         timed("an event, usage: null in each", stream(null), number),
         timed("an event without usage", stream(plain), number),
         timed("an event, the extra one taken out", stream(null, strip=True), number),
+        timed("an event, ten in a read", stream(null, at_once=10), number),
+        timed("an event, a hundred in a read", stream(null, at_once=100), number),
         timed("an event of a stream that is cut and counted", stream(plain, ends=False), number),
     ]
     rows = [Row(row.name, row.microseconds / EVENTS) for row in rows]
+    long = timed("an event of a stream of 5,000", stream(null, events=5000), -(-number // 25))
+    rows.append(Row(long.name, long.microseconds / 5000))
     for size in (0, 3_000, 300_000):
         body = ANSWER % (b"x" * size)
         rows.append(

@@ -50,6 +50,7 @@ class Anthropic(Api):
     LIMITS: ClassVar = {"chat": ("max_tokens",)}
     SHOWS_OLD_USAGE = ("/messages/batches/",)
     CHOICES = ()
+    MARK = b'_tokens"'
 
     PATH_MODEL = _PATH
 

@@ -73,6 +73,8 @@ class Api:
     """Where a path names the model: group 1."""
 
     USAGE, USAGE_OBJECT = member_pattern("usage")
+    MARK: bytes = b""
+    """Stands in every usage that holds a count: bytes without it are not searched any further."""
 
     # the request
 

@@ -43,6 +43,7 @@ class Cohere(Api):
     CHOICES = ()
 
     USAGE, USAGE_OBJECT = member_pattern("usage|meta")
+    MARK = b'_tokens"'
 
     def operation(self, below: str) -> str:
         """See Api."""

@@ -36,6 +36,8 @@ class Several(Api):
         self.SHOWS_OLD_USAGE = tuple(path for api in apis for path in api.SHOWS_OLD_USAGE)
         patterns = dict.fromkeys(api.USAGE.pattern for api in apis)
         self.USAGE = re.compile(b"|".join(patterns))
+        marks = {api.MARK for api in apis}
+        self.MARK = marks.pop() if len(marks) == 1 else b""
 
     def _owner(self, message: dict[str, Any]) -> Api:
         for api in self._apis:

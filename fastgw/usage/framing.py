@@ -11,7 +11,7 @@ import binascii
 import re
 import struct
 import zlib
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, ClassVar, Protocol
 
 import orjson
 
@@ -29,6 +29,10 @@ _IN_STRING = re.compile(rb'["\\]')
 
 class Framer(Protocol):
     """Cuts a byte stream into events."""
+
+    ENDS: ClassVar[tuple[bytes, ...]]
+    """How bytes end that are whole events, and the block of them, if none is held: the likely one
+    first; empty where that cannot be told by the end."""
 
     @property
     def held(self) -> int:
@@ -57,6 +61,8 @@ class LineFramer:
     """JSON lines: an event ends at LF."""
 
     __slots__ = ("_pieces", "held")
+
+    ENDS: ClassVar[tuple[bytes, ...]] = (b"}\n", b"}\r\n")
 
     def __init__(self) -> None:
         self._pieces: list[bytes] = []
@@ -113,6 +119,8 @@ class ArrayFramer(LineFramer):
     """The elements of a JSON array, each an object: how Gemini streams without `alt=sse`."""
 
     __slots__ = ("_depth", "_escaped", "_quoted")
+
+    ENDS: ClassVar[tuple[bytes, ...]] = ()
 
     def __init__(self) -> None:
         super().__init__()
@@ -177,6 +185,8 @@ class MessageFramer(LineFramer):
     """
 
     __slots__ = ("_broken",)
+
+    ENDS: ClassVar[tuple[bytes, ...]] = ()
 
     def __init__(self) -> None:
         super().__init__()

@@ -107,17 +107,20 @@ class StreamMeter:
     """
 
     __slots__ = (
+        "_answered",
         "_api",
         "_at_report",
         "_blocks",
         "_counter",
         "_counts",
         "_covered",
-        "_first",
+        "_end",
         "_framer",
-        "_kept",
+        "_held",
         "_last",
+        "_mark",
         "_passed",
+        "_room",
         "_search",
         "_strip",
         "_usage",
@@ -137,30 +140,47 @@ class StreamMeter:
         self._counts = counts
         self._framer = framer if framer is not None else EventFramer()
         self._search = api.USAGE.search
+        self._mark = api.MARK
+        ends = self._framer.ENDS
+        self._end: bytes | tuple[()] = ends[0] if ends else ()
         self._strip = strip
         self._usage: dict[str, Any] = {}
         self._blocks: list[bytes] = []
-        self._kept = 0
+        self._room = KEEP_BYTES  # for more of them
+        self._held = False  # an event is unfinished
         self._counter: Counter | None = None  # made for the model that answers
         self._covered = -1  # blocks before this one are covered by the last report; -1: none since
         self._at_report = 0  # tokens counted up to the last report
-        self._first = b""
+        self._answered: str | None = None  # the model, once somebody wanted to know
         self._last = b""
         self._passed = 0  # bytes of the unfinished event that the client already has
         self.told = 0
 
     def feed(self, data: bytes) -> bytes:
         """Look at `data`; return what may go to the client now."""
-        block = self._framer.feed(data)
+        if data.endswith(self._end) and not self._held and data.rfind(self._mark) < 0:
+            # Whole events of JSON and no report, as nearly always: 0.35 us instead of 0.75.
+            # `rfind` takes half the time of `in`, `find` or an expression here.
+            self._blocks.append(data)
+            self._last = data
+            self._room -= len(data)
+            if self._room < 0:
+                self._fold()
+            return data
+        return self._look(data)
+
+    def _look(self, data: bytes) -> bytes:
+        """As `feed`, whatever `data` is."""
+        framer = self._framer
+        block = framer.feed(data)
+        self._held = framer.held > 0
         if not block:
             out = self._hold(data) if self._strip else data
-            if self._framer.held > MAX_EVENT:
-                self._counting().add_bytes(self._framer.drop())
-                self._passed = self._framer.held if self._strip else 0
+            if framer.held > MAX_EVENT:
+                self._counting().add_bytes(framer.drop())
+                self._passed = framer.held if self._strip else 0
             return out
         self._last = stripped = block
-        if not self._first:
-            self._first = block
         self._blocks.append(block)
         if self._search(block) is not None:
             stripped = self._read_usage(block)
@@ -168,8 +188,11 @@ class StreamMeter:
             if not self._usage:
                 self._fold()
             self.told += 1
-        self._kept += len(block)
-        if self._kept > KEEP_BYTES:
+        for end in framer.ENDS:
+            if block.endswith(end):
+                self._end = end  # as this stream ends its events
+        self._room -= len(block)
+        if self._room < 0:
             self._fold()
         if not self._strip:
             return data
@@ -196,6 +219,8 @@ class StreamMeter:
         kept: list[bytes] = []
         at = reported = 0
         for start, end in self._framer.matches(block, self._api.USAGE):
+            if block.find(self._mark, start, end) < 0:
+                continue
             for payload in self._framer.payloads(block[start:end]):
                 message = read_object(payload)
                 if message is None:
@@ -224,6 +249,7 @@ class StreamMeter:
     def _fold(self) -> None:
         """Count the text of the blocks that wait and let them go."""
         blocks = self._blocks
+        self._counting()
         if self._covered >= 0:
             self._count(blocks[: self._covered])
             self._at_report = self._counting().total()
@@ -231,7 +257,7 @@ class StreamMeter:
         self._count(blocks)
         self._blocks.clear()
         self._covered = -1
-        self._kept = 0
+        self._room = KEEP_BYTES
 
     def _count(self, blocks: list[bytes]) -> None:
         counter, api, block = self._counting(), self._api, b"".join(blocks)
@@ -335,11 +361,15 @@ class StreamMeter:
         return any(self._api.failed(message) for message in messages if message is not None)
 
     def _model(self) -> str:
-        for payload in self._framer.payloads(self._first or self._last):
-            message = read_object(payload)
-            if message is not None:
-                return self._api.model(message)
-        return ""
+        """The model that the first event names."""
+        if self._answered is None:
+            for block in self._blocks:
+                for payload in self._framer.payloads(block):
+                    message = read_object(payload)
+                    if message is not None:
+                        self._answered = self._api.model(message)
+                        return self._answered
+        return self._answered or ""
 
 
 class JsonMeter:

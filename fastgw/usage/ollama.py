@@ -38,6 +38,7 @@ class Ollama(Api):
     CHOICES = ()
 
     USAGE = _COUNT
+    MARK = b'eval_count"'
 
     def prompt(self, message: dict[str, Any]) -> dict[str, Any]:
         """See Api."""

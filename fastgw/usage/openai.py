@@ -240,6 +240,7 @@ class OpenAI(Api):
     }
     TAKES_STREAM_OPTIONS = frozenset({"chat", "text_completion"})  # responses rejects them
     ECHOES = frozenset({"responses"})
+    MARK = b'_tokens"'
     SHOWS_OLD_USAGE = ("/responses/", "/chat/completions/", "/conversations/", "/batches/")
 
     PATH_MODEL = _DEPLOYMENT  # of Azure, whatever the body says

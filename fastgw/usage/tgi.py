@@ -21,6 +21,7 @@ class TGI(Api):
     CHOICES = ("parameters.best_of",)
 
     USAGE, USAGE_OBJECT = member_pattern("details")
+    MARK = b'_tokens"'
 
     def path_streams(self, below: str) -> bool | None:
         """See Api."""

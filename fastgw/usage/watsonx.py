@@ -27,6 +27,7 @@ class Watsonx(Api):
     CHOICES = ()
 
     USAGE = re.compile(rb'"(?:input|generated)_token_count"\s*:\s*\d')
+    MARK = b'_token_count"'
 
     def path_streams(self, below: str) -> bool | None:
         """See Api."""

@@ -67,6 +67,21 @@ def test_the_extra_event_is_taken_out_at_any_split() -> None:
         assert found.usage == Usage(10, 9, source="reported")
 
 
+@pytest.mark.parametrize("end", [b"\n", b"\r\n"])
+def test_an_event_that_comes_alone_is_not_searched_by_an_expression(end: bytes) -> None:
+    """The common path: it is kept as it came; only one that may report is looked at."""
+    meter = StreamMeter(OPENAI)
+    looked = []
+    meter._search = lambda data: looked.append(data)  # type: ignore[assignment]
+    first, *rest = [delta(f"{number}").replace(b"\n", end) for number in range(9)]
+    for data in (first, *rest):
+        meter.feed(data)
+    assert looked == ([] if end == b"\n" else [first])  # the first tells how events end
+    assert meter._blocks == [first, *rest]
+    meter.feed(EXTRA)
+    assert looked[-1] == EXTRA
+
+
 @pytest.mark.parametrize("end", [b"\r\n", b"\r"])
 def test_other_line_ends(end: bytes) -> None:
     body = (TEXT + EXTRA + DONE).replace(b"\n", end)
@@ -98,6 +113,16 @@ def test_null_after_a_value_erases_nothing_and_the_last_value_wins() -> None:
 def test_an_explicit_zero_is_a_value() -> None:
     body = TEXT + event({"choices": [], "usage": {"prompt_tokens": 5, "completion_tokens": 0}})
     assert watch(body)[1].usage == Usage(5, 0, source="reported")
+
+
+@pytest.mark.parametrize("usage", [{}, {"cost": 0.1}, {"prompt_tokens_details": None}])
+def test_a_usage_without_a_count_is_no_report(usage: dict[str, object]) -> None:
+    body = TEXT + event({"choices": [], "usage": usage}) + DONE
+    for at in range(len(body) + 1):
+        for strip in (False, True):
+            out, found = watch(body, [at], strip=strip)
+            assert out == body
+            assert found.usage == Usage(7, 3, source="counted")
 
 
 def test_words_in_the_text_are_no_usage() -> None:
@@ -149,7 +174,7 @@ def test_long_streams_are_folded_and_not_kept() -> None:
     meter = StreamMeter(OPENAI)
     for _ in range(4000):
         meter.feed(delta("four"))
-        assert meter._kept <= KEEP_BYTES + 200
+        assert sum(map(len, meter._blocks)) <= KEEP_BYTES + 200
     assert meter.finish(False, lambda: 7).usage == Usage(7, 4000, source="counted")
 
 

@@ -136,6 +136,13 @@ def payloads(block: bytes) -> Iterator[bytes]:
     """
     if b"\r" in block:
         block = block.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+    if block.startswith(b"data: ") and block.endswith(b"\n\n"):
+        # Events of one line, as nearly all are: 0.2 us each instead of 0.6; `rsplit` takes half the
+        # time of `split`.
+        lines = block[6:-2].rsplit(b"\n\ndata: ")
+        if block.count(b"\n") == 2 * len(lines):
+            yield from lines
+            return
     for event in block.removeprefix(BOM).split(b"\n\n"):
         if event.startswith(b"data: ") and b"\n" not in event:
             yield event[6:]

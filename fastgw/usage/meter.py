@@ -15,7 +15,7 @@ bench/micro/meter.py has the cost of each step.
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
 
 from fastgw.model import NO_USAGE, Usage
 from fastgw.sse import BOM, EventFramer
@@ -37,7 +37,13 @@ _TEXT = re.compile(
 """Text of an answer that is not whole JSON: its last string may lack its end."""
 
 KEEP_BYTES = 64 * 1024
-"""Bytes of a stream that wait unread; past it they are counted and let go."""
+"""Bytes of a stream that wait unread; past it they are counted and let go, unless there is room."""
+
+KEEP_LONG = 256 * 1024
+"""Bytes of a long stream that wait unread where there is room: counting them takes 2 ms."""
+
+KEEP_ALL = 64 * 1024 * 1024
+"""Room for what all long streams of this process keep beyond KEEP_BYTES."""
 
 HELD_EVENT = 64 * 1024
 """An unfinished event larger than this is not the extra usage event: it is passed on at once."""
@@ -99,6 +105,28 @@ class Meter(Protocol):
         `prompt` gives the counted input tokens and is called only if they are needed."""
 
 
+class _Lease:
+    """What one long stream keeps beyond KEEP_BYTES. Who has it gives it back by going."""
+
+    __slots__ = ("size",)
+
+    taken: ClassVar[int] = 0
+
+    def __init__(self) -> None:
+        self.size = 0
+
+    def more(self) -> bool:
+        """Take KEEP_BYTES more, if there is room."""
+        if self.size + 2 * KEEP_BYTES > KEEP_LONG or _Lease.taken + KEEP_BYTES > KEEP_ALL:
+            return False
+        self.size += KEEP_BYTES
+        _Lease.taken += KEEP_BYTES
+        return True
+
+    def __del__(self) -> None:
+        _Lease.taken -= self.size
+
+
 class StreamMeter:
     """Watches server-sent events, or what another framer cuts into events.
 
@@ -115,9 +143,12 @@ class StreamMeter:
         "_counts",
         "_covered",
         "_end",
+        "_estimate",
+        "_estimated",
         "_framer",
         "_held",
         "_last",
+        "_lease",
         "_mark",
         "_passed",
         "_room",
@@ -147,6 +178,9 @@ class StreamMeter:
         self._usage: dict[str, Any] = {}
         self._blocks: list[bytes] = []
         self._room = KEEP_BYTES  # for more of them
+        self._lease: _Lease | None = None  # of more room
+        self._estimate = 0  # tokens, about, of as many blocks as `_estimated` says
+        self._estimated = 0
         self._held = False  # an event is unfinished
         self._counter: Counter | None = None  # made for the model that answers
         self._covered = -1  # blocks before this one are covered by the last report; -1: none since
@@ -165,7 +199,7 @@ class StreamMeter:
             self._last = data
             self._room -= len(data)
             if self._room < 0:
-                self._fold()
+                self._make_room()
             return data
         return self._look(data)
 
@@ -182,6 +216,7 @@ class StreamMeter:
             return out
         self._last = stripped = block
         self._blocks.append(block)
+        self._room -= len(block)
         if self._search(block) is not None:
             stripped = self._read_usage(block)
         elif block.endswith(_DONE) and self._counts:
@@ -191,9 +226,8 @@ class StreamMeter:
         for end in framer.ENDS:
             if block.endswith(end):
                 self._end = end  # as this stream ends its events
-        self._room -= len(block)
         if self._room < 0:
-            self._fold()
+            self._make_room()
         if not self._strip:
             return data
         if self._passed:
@@ -246,20 +280,49 @@ class StreamMeter:
             if value is not None:
                 self._usage[name] = value
 
-    def _fold(self) -> None:
-        """Count the text of the blocks that wait and let them go."""
-        blocks = self._blocks
-        self._counting()
-        if self._covered >= 0:
-            self._count(blocks[: self._covered])
-            self._at_report = self._counting().total()
-            blocks = blocks[self._covered :]
-        self._count(blocks)
-        self._blocks.clear()
-        self._covered = -1
-        self._room = KEEP_BYTES
+    def _make_room(self) -> None:
+        """More waits than may: allow more, or count what came first."""
+        if self._lease is None:
+            self._lease = _Lease()
+        if self._lease.more():
+            self._room += KEEP_BYTES
+        else:
+            self._fold(KEEP_BYTES)
+
+    @property
+    def _waiting(self) -> int:
+        """Bytes of the blocks that wait."""
+        return KEEP_BYTES + (self._lease.size if self._lease is not None else 0) - self._room
+
+    def _fold(self, most: int | None = None) -> None:
+        """Count the text of the blocks that wait and let them go: of all, or of the first with
+        `most` bytes, or a little more."""
+        blocks, covered = self._blocks, self._covered
+        number = len(blocks)
+        freed = self._waiting
+        if most is not None and most < freed:
+            number = freed = 0
+            while freed < most:
+                freed += len(blocks[number])
+                number += 1
+        if not number:
+            return
+        counter = self._counting()
+        if 0 <= covered <= number:
+            self._count(blocks[:covered])
+            self._at_report = counter.total()
+            self._count(blocks[covered:number])
+            self._covered = -1
+        else:
+            self._count(blocks[:number])
+            self._covered = max(-1, covered - number)
+        del blocks[:number]
+        self._room += freed
+        self._estimate = self._estimated = 0
 
     def _count(self, blocks: list[bytes]) -> None:
+        if not blocks:
+            return
         counter, api, block = self._counting(), self._api, b"".join(blocks)
         calls = b"call" in block or b"tool_use" in block
         texts: list[str] = []
@@ -305,9 +368,11 @@ class StreamMeter:
         if (usage is not None and self._ends_there()) or not self._counts:
             return usage or NO_USAGE
         made = self._counter.total() if self._counter is not None else 0
-        for block in self._blocks:
+        for block in self._blocks[self._estimated :]:
             events = self._framer.count(block)
-            made += max(events, (len(block) - EVENT_FRAME * events) // BYTES_PER_TOKEN)
+            self._estimate += max(events, (len(block) - EVENT_FRAME * events) // BYTES_PER_TOKEN)
+        self._estimated = len(self._blocks)
+        made += self._estimate
         if usage is not None:
             return usage._replace(output_tokens=max(made, usage.output_tokens))
         return Usage(prompt(), made, source="counted") if made else NO_USAGE

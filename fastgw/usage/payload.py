@@ -42,7 +42,7 @@ def printable(text: str) -> str:
 def read_objects(pieces: Iterable[bytes]) -> Iterator[dict[str, Any]]:
     """The JSON objects among `pieces`; what is none is left out. Read as one array where all are
     sound, which is half the cost."""
-    waiting = [piece for piece in pieces if piece.lstrip()[:1] == b"{"]
+    waiting = [piece for piece in pieces if piece[:1] == b"{" or piece.lstrip()[:1] == b"{"]
     try:
         values = orjson.loads(b"[%b]" % b",".join(waiting))
     except orjson.JSONDecodeError:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from fastgw.usage.meter import KEEP_BYTES, StreamMeter
+from fastgw.usage.meter import StreamMeter
 from fastgw.usage.payload import read_objects
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ class WatchedMeter(StreamMeter):
     def at_most(self, more: int = 0) -> int:
         """A bound of the output tokens, were `more` bytes to follow: no token is shorter than a
         byte. Counts nothing."""
-        bound = KEEP_BYTES - self._room + self._framer.held + more
+        bound = self._waiting + self._framer.held + more
         if self._counter is not None:
             bound += self._counter.at_most()
         if self._usage:

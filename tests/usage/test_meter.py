@@ -11,15 +11,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastgw.model import Usage
+from fastgw.sse import EventFramer
 from fastgw.usage.meter import (
     HELD_EVENT,
     KEEP_BODY,
     KEEP_BYTES,
+    KEEP_LONG,
     InflatingMeter,
     JsonMeter,
     Meter,
     Metered,
     StreamMeter,
+    _Lease,
 )
 from fastgw.usage.openai import OPENAI
 from fastgw.usage.payload import MAX_AT_ONCE, SLICE
@@ -174,8 +177,58 @@ def test_long_streams_are_folded_and_not_kept() -> None:
     meter = StreamMeter(OPENAI)
     for _ in range(4000):
         meter.feed(delta("four"))
-        assert sum(map(len, meter._blocks)) <= KEEP_BYTES + 200
+        assert meter._waiting == sum(map(len, meter._blocks)) <= KEEP_LONG
     assert meter.finish(False, lambda: 7).usage == Usage(7, 4000, source="counted")
+
+
+def test_long_streams_together_keep_no_more_than_there_is_room_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert _Lease.taken == 0
+    monkeypatch.setattr("fastgw.usage.meter.KEEP_ALL", 3 * KEEP_BYTES)
+    meters = [StreamMeter(OPENAI) for _ in range(3)]
+    for _ in range(2000):
+        for meter in meters:
+            meter.feed(delta("four"))
+        assert _Lease.taken <= 3 * KEEP_BYTES
+        assert sum(meter._waiting for meter in meters) <= 6 * KEEP_BYTES
+    assert _Lease.taken == 3 * KEEP_BYTES
+    for meter in meters:
+        assert meter.finish(False, lambda: 7).usage == Usage(7, 2000, source="counted")
+    meters.clear()
+    del meter
+    assert _Lease.taken == 0  # given back by those that are gone
+
+
+def test_what_a_stream_has_cost_so_far_is_told_of_new_events_alone() -> None:
+    counted: list[int] = []
+
+    class Counting(EventFramer):
+        def count(self, block: bytes) -> int:
+            counted.append(len(block))
+            return super().count(block)
+
+    meter = StreamMeter(OPENAI, framer=Counting())
+    for number in range(1, 3000):
+        meter.feed(delta("four"))
+        if number % 7 == 0:
+            assert meter.interim(lambda: 7) == Usage(7, number, source="counted")
+    assert 2990 < len(counted) < 2999 + 3 * KEEP_LONG // len(delta("four"))  # and after a fold
+
+
+@pytest.mark.parametrize("size", [KEEP_BYTES, 2 * KEEP_LONG])
+@pytest.mark.parametrize("output", [0, 9])
+def test_a_report_in_a_long_stream_covers_what_came_before_it(size: int, output: int) -> None:
+    """Wherever it stands among the blocks that wait, and whichever of them are counted first."""
+    first = delta("four") * (size // len(delta("four")))
+    report = event({"choices": [], "usage": {"prompt_tokens": 10, "completion_tokens": output}})
+    later = delta("four") * 3000
+    meter = StreamMeter(OPENAI)
+    for at in range(0, len(first + report + later), 5000):
+        meter.feed((first + report + later)[at : at + 5000])
+    found = meter.finish(False, lambda: 7).usage
+    before = 0 if output else size // len(delta("four"))
+    assert found == Usage(10, output + before + 3000, source="counted")
 
 
 def test_all_kinds_of_text_are_counted() -> None:

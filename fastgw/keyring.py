@@ -50,7 +50,7 @@ class VirtualKey:
 
     def __init__(self, key: Key, rules: Sequence[Rule]) -> None:
         self.name = key.name
-        self.metadata = dict(key.metadata or {})
+        self.metadata = key.metadata or {}
         self.allowed_models = key.allowed_models
         self.networks = tuple(ipaddress.ip_network(text, strict=False) for text in key.allowed_ips)
         self.not_before = key.not_before
@@ -128,26 +128,35 @@ class Shown(NamedTuple):
 
 
 class Keyring:
-    """All keys, by the hash of their secret."""
+    """All keys, by the hash of their secret.
+
+    A key that nobody has shown yet stands there as it is configured: what applies to it is worked
+    out when it is shown first, so 100,000 keys are one dict at the start.
+    """
 
     def __init__(self, auth: Auth, keys: Sequence[Key], rules: Sequence[Rule]) -> None:
         self._mode = auth.mode
         self._locations = [_location(text) for text in auth.locations]
-        self._by_digest: dict[bytes, VirtualKey] = {}
-        self.keys: list[VirtualKey] = []
+        self._rules = rules
+        self._by_digest: dict[bytes, Key | VirtualKey] = {key.digest: key for key in keys}
         for key in keys:
-            virtual = VirtualKey(key, rules)
-            self.keys.append(virtual)
-            self._by_digest[key.digest] = virtual
             if key.previous_digest:
-                self._by_digest[key.previous_digest] = virtual
+                self._by_digest[key.previous_digest] = key
         self._header_names = frozenset(
             place.name for place in self._locations if place.place == "header"
         )
 
     def find(self, secret: bytes) -> VirtualKey | None:
         """The key with this secret, or None."""
-        return self._by_digest.get(hashlib.sha256(secret).digest())
+        digest = hashlib.sha256(secret).digest()
+        found = self._by_digest.get(digest)
+        if found is None or isinstance(found, VirtualKey):
+            return found
+        key = VirtualKey(found, self._rules)
+        for each in (found.digest, found.previous_digest):
+            if each:
+                self._by_digest[each] = key
+        return key
 
     def authenticate(self, request: RequestHead, now: float, address: str) -> Shown:
         """Who sent this head. Raises MissingKey or InvalidKey as the mode demands.

@@ -1,7 +1,8 @@
 """The configuration: from TOML files and the environment to one frozen, checked `Config`.
 
     tables       what can be set: one dataclass per table, one field per setting
-    source       files and folders -> parsed text, with the line of every setting (locate)
+    source       files and folders -> parsed text (toml), with the line of a setting (locate)
+    plain_keys   [[keys]] in which all is well -> keys, of which there may be 100,000
     values       one TOML value -> one value in base units, by the kind of its setting
     formats      what a setting's text must look like (addresses, URLs, patterns, labels ...)
     expression   what budgets and metric labels refer to

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from fastgw.config.expression import parse_expression
 from fastgw.config.formats import same_port
 from fastgw.config.problems import Place, meant, quoted
+from fastgw.config.tables import Key
 from fastgw.config.values import BAD
 
 if TYPE_CHECKING:
@@ -51,8 +52,13 @@ class Entry:
 class Draft:
     """All tables as read, before they are known to fit together."""
 
-    single: dict[str, Entry] = field(default_factory=dict)
-    listed: dict[str, list[Entry]] = field(default_factory=dict)
+    single: dict[str, Entry]
+    listed: dict[str, list[Entry]]
+    """All but [[keys]]."""
+    keys: list[Key | Entry]
+    """Those that are plain, read; those that are not, as entries."""
+    entry_of: Callable[[int], Entry]
+    """The entry of a key, by its place in `keys`."""
     complete: bool = True
     """Whether every file could be read: only then can one know what is missing."""
     catalog: list[Listed] = field(default_factory=list)
@@ -61,12 +67,14 @@ class Draft:
 
 def check(draft: Draft, problems: Problems) -> None:
     """Report everything in `draft` that does not fit together."""
-    for table in ("keys", "budgets", "upstreams"):
-        _once(draft.listed[table], problems, lambda entry: entry.good("name"), "name")
+    alike = [draft.entry_of(number) for number in _alike(draft.keys)]
+    for entries in (alike, draft.listed["budgets"], draft.listed["upstreams"]):
+        _once(entries, problems, lambda entry: entry.good("name"), "name")
     _once(draft.listed["routes"], problems, _route_target, "path_prefix")
-    _secrets(draft.listed["keys"], problems)
-    for entry in draft.listed["keys"]:
-        _validity(entry, problems)
+    _secrets(alike, problems)
+    for key in draft.keys:
+        if isinstance(key, Entry):
+            _validity(key, problems)
     for entry in draft.listed["budgets"]:
         _cutoff(entry, problems)
     _tls(draft.single["server"], problems)
@@ -101,6 +109,22 @@ def _once(
 def _route_target(entry: Entry) -> Any:
     host, prefix = entry.good("host"), entry.good("path_prefix")
     return None if host is None or prefix is None else (host, prefix)
+
+
+def _alike(keys: Iterable[Key | Entry]) -> list[int]:
+    """The places of keys that share a name or a secret with another."""
+    first: dict[object, int] = {}
+    found: set[int] = set()
+    for number, key in enumerate(keys):
+        facts: tuple[Any, ...]
+        if isinstance(key, Key):
+            facts = (key.name, key.digest, key.previous_digest)
+        else:
+            facts = (key.good("name"), key.good("digest"), key.good("previous_digest"))
+        for fact in facts:
+            if fact and first.setdefault(fact, number) != number:
+                found |= {first[fact], number}
+    return sorted(found)
 
 
 def _secrets(keys: Iterable[Entry], problems: Problems) -> None:
@@ -194,10 +218,10 @@ def _upstreams(draft: Draft, problems: Problems) -> None:
 
 
 def _metadata(draft: Draft, problems: Problems) -> None:
-    keys = draft.listed["keys"]
-    if not keys or any(entry.good("metadata") is None for entry in keys):
+    tables = [key.metadata if isinstance(key, Key) else key.good("metadata") for key in draft.keys]
+    if not tables or None in tables:
         return
-    fields = sorted({name for entry in keys for name in entry.values["metadata"]})
+    fields = sorted({name for table in tables for name in table})
 
     def known(name: str, shown: str, place: Place) -> None:
         if name not in fields:

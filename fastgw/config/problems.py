@@ -6,7 +6,7 @@ import difflib
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from fastgw.config.locate import line_of
+from fastgw.config.locate import line_of, locate
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from fastgw.config.locate import Path as TomlPath
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, eq=False)
 class Source:
     """One file, read. `name` is how the user named it, `folder` where its relative paths begin."""
 
@@ -23,10 +23,25 @@ class Source:
     folder: Path
     order: int
     text: str = field(default="", repr=False)
-    data: dict[str, Any] = field(default_factory=dict, repr=False)
-    lines: dict[TomlPath, int] | None = field(default=None, repr=False)
+    data: dict[str, Any] | None = field(default=None, repr=False)
     """None where the file could not be parsed."""
     keys_only: bool = False
+    _lines: dict[TomlPath, int] | None = field(default=None, repr=False)
+
+    def line_of(self, path: TomlPath) -> int:
+        """The line of what stands there, from 1; 0 where the file could not be parsed.
+
+        Lines are looked for when the first is asked for: they take longer than the text to read,
+        and a file without a problem needs none.
+        """
+        if self.data is None:
+            return 0
+        if self._lines is None:
+            try:
+                self._lines = locate(self.text)
+            except RecursionError:
+                self._lines = {}
+        return line_of(self._lines, path)
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,9 +59,7 @@ class Place:
     @property
     def line(self) -> int:
         """From 1; 0 where the file could not be parsed."""
-        if self.source.lines is None:
-            return 0
-        return line_of(self.source.lines, (*self.table, *self.setting))
+        return self.source.line_of((*self.table, *self.setting))
 
     @property
     def label(self) -> str:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import os
+from bisect import bisect_right
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fastgw.config.catalogs import read_catalog
 from fastgw.config.consistency import Draft, Entry, check
+from fastgw.config.plain_keys import PlainKeys
 from fastgw.config.problems import Place, Problems, Source, meant, nearest, quoted
 from fastgw.config.secret import read_digests
 from fastgw.config.source import Sources
@@ -18,6 +21,7 @@ from fastgw.config.tables import (
     REQUIRED,
     SINGLE_TABLES,
     Config,
+    Key,
     settings_of,
     spellings,
 )
@@ -47,6 +51,16 @@ def load(paths: Sequence[str | Path], environ: Mapping[str, str] = os.environ) -
     """
     if not paths:
         raise ConfigError(["no configuration file is named; give one with --config config.toml"])
+    collects = gc.isenabled()
+    gc.disable()  # nothing here is garbage, and to look at 100,000 keys again and again takes long
+    try:
+        return _load(paths, environ)
+    finally:
+        if collects:
+            gc.enable()
+
+
+def _load(paths: Sequence[str | Path], environ: Mapping[str, str]) -> Config:
     problems = Problems()
     sources = Sources(environ, problems)
     sources.add(paths)
@@ -60,6 +74,7 @@ def load(paths: Sequence[str | Path], environ: Mapping[str, str] = os.environ) -
     }
     for name, entries in draft.listed.items():
         values[name] = tuple(LISTED_TABLES[name](**entry.values) for entry in entries)
+    values["keys"] = tuple(key if isinstance(key, Key) else Key(**key.values) for key in draft.keys)
     return Config(**values, catalog=tuple(draft.catalog), digest=_digest(sources.files))
 
 
@@ -78,13 +93,20 @@ class _Reader:
         self.environ = environ
         self.problems = problems
         self.single: dict[str, dict[str, tuple[Any, Place]]] = {name: {} for name in SINGLE_TABLES}
-        self.listed: dict[str, list[Entry]] = {name: [] for name in LISTED_TABLES}
+        self.listed: dict[str, list[Entry]] = {name: [] for name in LISTED_TABLES if name != "keys"}
+        self.keys: list[Key | Entry] = []
+        self._known = {
+            name: (settings_of(table), spellings(table)) for name, table in _TABLES.items()
+        }
+        self._plain = PlainKeys(environ)
+        self._starts: list[tuple[int, Source]] = []
+        """The first key of each file, and the file."""
         self.catalog: list[Listed] = []
         self.sources: Sources
 
     def read(self, sources: Sources) -> Draft:
         for source in sources.files:
-            for name, value in source.data.items():
+            for name, value in (source.data or {}).items():
                 self._table(source, name, value)
         # What is missing is said of the first file, at its first line.
         first = sources.files[0] if sources.files else Source("", Path(), 0)
@@ -93,7 +115,7 @@ class _Reader:
             for name, found in self.single.items()
         }
         complete = sources.complete and bool(sources.files)
-        return Draft(single, self.listed, complete, self.catalog)
+        return Draft(single, self.listed, self.keys, self._key, complete, self.catalog)
 
     def _table(self, source: Source, name: str, value: Any) -> None:
         place = Place(source, (name,))
@@ -115,11 +137,33 @@ class _Reader:
                     )
         elif not isinstance(value, list) or not all(isinstance(item, dict) for item in value):
             self.problems.add(place, f"may stand many times; write [[{name}]] above each entry")
+        elif name == "keys":
+            self._keys(source, value)
         else:
             for index, item in enumerate(value):
-                home = Place(source, (name, index))
-                raws = {setting: (raw, home.at(setting)) for setting, raw in item.items()}
-                self.listed[name].append(self._entry(name, raws, home))
+                self.listed[name].append(self._element(source, name, index, item))
+
+    def _element(self, source: Source, name: str, index: int, item: dict[str, Any]) -> Entry:
+        home = Place(source, (name, index))
+        raws = {setting: (raw, home.at(setting)) for setting, raw in item.items()}
+        return self._entry(name, raws, home)
+
+    def _keys(self, source: Source, items: list[dict[str, Any]]) -> None:
+        self._starts.append((len(self.keys), source))
+        read, append = self._plain.read, self.keys.append
+        for index, item in enumerate(items):
+            append(read(item) or self._element(source, "keys", index, item))
+
+    def _key(self, number: int) -> Entry:
+        """The entry of a key, by its place in `keys`."""
+        key = self.keys[number]
+        if not isinstance(key, Key):
+            return key
+        start, source = self._starts[
+            bisect_right(self._starts, number, key=lambda each: each[0]) - 1
+        ]
+        items = (source.data or {})["keys"]
+        return self._element(source, "keys", number - start, items[number - start])
 
     def _unknown_table(self, source: Source, name: str, value: Any) -> None:
         if isinstance(value, dict | list):
@@ -137,9 +181,7 @@ class _Reader:
 
     def _entry(self, table: str, raws: dict[str, tuple[Any, Place]], home: Place) -> Entry:
         """Read one table. Fields that are wrong are BAD in the entry, and reported."""
-        cls = _TABLES[table]
-        settings = settings_of(cls)
-        written = spellings(cls)
+        settings, written = self._known[table]
         for name, (_, place) in raws.items():
             if name not in written:
                 self.problems.add(place, _unknown_setting(table, name, tuple(written)))

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import glob
 import re
-import tomllib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fastgw.config.locate import locate
 from fastgw.config.problems import Place, Source
+from fastgw.config.toml import loads
 from fastgw.config.values import expand
 
 if TYPE_CHECKING:
@@ -63,8 +62,7 @@ class Sources:
             self._failed(name, path, "is not UTF-8; save it in that encoding", line)
             return
         try:
-            data = tomllib.loads(text)
-            lines = locate(text)
+            data = loads(text)
         except (ValueError, RecursionError) as error:  # ValueError: also numbers too long to read
             where = _WHERE.search(str(error))
             at_line = where is not None and where[1] is not None
@@ -77,7 +75,7 @@ class Sources:
                 name, path, f"not TOML{column}: {reason}; see https://toml.io for the syntax", line
             )
             return
-        source = Source(name, path.parent, self._count, text, data, lines, keys_only)
+        source = Source(name, path.parent, self._count, text, data, keys_only)
         self._count += 1
         self.files.append(source)
         self._key_files(source)
@@ -89,7 +87,7 @@ class Sources:
         self._problems.add(Place(source), message, line)
 
     def _key_files(self, source: Source) -> None:
-        auth = source.data.get("auth")
+        auth = (source.data or {}).get("auth")
         patterns = auth.get("key_files", ()) if isinstance(auth, dict) else ()
         if isinstance(patterns, str):
             patterns = [patterns]

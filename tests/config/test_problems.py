@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+import tomllib
 from pathlib import Path
 
 import pytest
 
-from fastgw.config.locate import locate
 from fastgw.config.problems import Place, Problems, Source, meant, nearest, quoted
 
 TEXT = "[server]\nx = 1\ny = 2\n[[keys]]\nmetadata = { 'a b' = 1 }\n"
 
 
 def source(name: str, order: int) -> Source:
-    return Source(name, Path(), order, lines=locate(TEXT))
+    return Source(name, Path(), order, TEXT, tomllib.loads(TEXT))
 
 
 def test_lines_come_in_file_order() -> None:

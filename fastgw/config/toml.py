@@ -1,0 +1,92 @@
+"""TOML as tomllib reads it, and 100,000 `[[keys]]` in a tenth of the time.
+
+1. A text is cut at its lines `[[keys]]`. A part that tomllib reads by itself leaves it between two
+   statements, since TOML is read from left to right: so no cut was inside a text or a list.
+2. Statements of two parts can only meet in a table of the same name. Where a name other than `keys`
+   stands in two parts, the text is read as a whole; likewise where a part cannot be read.
+3. A part that holds plain settings only, one in a line (texts, lists and tables of texts, true and
+   false), is read by an expression; whatever else by tomllib.
+
+So there is nothing that tomllib would read otherwise or refuse; tests compare the two.
+"""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from typing import Any
+
+_CUT = "\n[[keys]]\n"
+_TEXT = r'"[^"\\\x00-\x1f\x7f]*"'
+_PAIR = rf"[A-Za-z0-9_-]+ = {_TEXT}"
+_VALUE = rf"{_TEXT}|true|false|\{{ {_PAIR}(?:, {_PAIR})* \}}|\[{_TEXT}(?:, {_TEXT})*\]"
+_USUAL = re.compile(
+    rf'name = "([^"\\\x00-\x1f\x7f]*)"\n(key|key_hash) = "([^"\\\x00-\x1f\x7f]*)"\n'
+    rf"(?:metadata = \{{ ({_PAIR}(?:, {_PAIR})*) \}}\n)?\n*"
+)
+_PLAIN = re.compile(rf"(?:[A-Za-z0-9_-]+ = (?:{_VALUE})\n)*\n*")
+_SETTING = re.compile(r"([A-Za-z0-9_-]+) = (.*)\n")
+_PAIRS = re.compile(r'([A-Za-z0-9_-]+) = "([^"]*)"')
+_ITEMS = re.compile(r'"([^"]*)"')
+
+
+def loads(text: str) -> dict[str, Any]:
+    """What a text says. Raises what tomllib.loads raises: TOMLDecodeError, RecursionError."""
+    head, *parts = f"\n{text}".replace("\r\n", "\n").split(_CUT)
+    found = _in_parts(head, parts) if parts else None
+    return tomllib.loads(text) if found is None else found
+
+
+def _in_parts(head: str, parts: list[str]) -> dict[str, Any] | None:
+    """None where the text must be read as a whole."""
+    keys: list[Any] = []
+    try:
+        found = tomllib.loads(head)
+        if "keys" in found:
+            return None
+        found["keys"] = keys
+        for part in parts:
+            entry = _entry(part + "\n")
+            if entry is not None:
+                keys.append(entry)
+                continue
+            more = tomllib.loads(f"[[keys]]\n{part}")
+            keys += more.pop("keys")
+            if not found.keys().isdisjoint(more):
+                return None
+            found.update(more)
+    except (ValueError, RecursionError):
+        return None
+    return found
+
+
+def _entry(part: str) -> dict[str, Any] | None:
+    """The settings of one element; None if it is not plain."""
+    usual = _USUAL.fullmatch(part)
+    if usual is not None:
+        name, way, secret, pairs = usual.groups()
+        entry: dict[str, Any] = {"name": name, way: secret}
+        if pairs is not None:
+            found = _PAIRS.findall(pairs)
+            entry["metadata"] = table = dict(found)
+            if len(table) != len(found):
+                return None
+        return entry
+    if _PLAIN.fullmatch(part) is None:
+        return None
+    settings = _SETTING.findall(part)
+    entry = {}
+    for name, value in settings:
+        first = value[0]
+        if first == '"':
+            entry[name] = value[1:-1]
+        elif first == "{":
+            found = _PAIRS.findall(value)
+            entry[name] = table = dict(found)
+            if len(table) != len(found):
+                return None
+        elif first == "[":
+            entry[name] = _ITEMS.findall(value)
+        else:
+            entry[name] = value == "true"
+    return entry if len(entry) == len(settings) else None

@@ -12,7 +12,7 @@ from fastgw.config.tables import Key
 from fastgw.config.values import BAD
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Sequence
 
     from fastgw.config.problems import Problems
     from fastgw.config.tables import Listed
@@ -111,8 +111,14 @@ def _route_target(entry: Entry) -> Any:
     return None if host is None or prefix is None else (host, prefix)
 
 
-def _alike(keys: Iterable[Key | Entry]) -> list[int]:
+def _alike(keys: Sequence[Key | Entry]) -> list[int]:
     """The places of keys that share a name or a secret with another."""
+    plain = [key for key in keys if isinstance(key, Key)]
+    if len(plain) == len(keys):
+        digests = [key.digest for key in plain]
+        digests += [key.previous_digest for key in plain if key.previous_digest]
+        if len({key.name for key in plain}) == len(plain) and len(set(digests)) == len(digests):
+            return []  # a third of the time of what follows
     first: dict[object, int] = {}
     found: set[int] = set()
     for number, key in enumerate(keys):

@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
 _NAME = re.compile(r"[A-Za-z0-9_.:@+-]{1,128}")
 _SECRET = re.compile(rf"[!-#%-~]{{{LEAST_LENGTH},}}")
-_HASH = re.compile(r"sha256:([0-9A-Fa-f]{64})")
 _MET = 10_000
 """Texts that are kept to be shared by equal ones."""
 
@@ -52,10 +51,9 @@ class PlainKeys:
                 return None
             digest = hashlib.sha256(secret.encode()).digest()
         else:
-            found = _HASH.fullmatch(secret) if type(secret) is str else None
-            if found is None:
+            digest = _digest(secret)
+            if not digest:
                 return None
-            digest = bytes.fromhex(found[1])
         metadata = entry.get("metadata")
         known = 2
         table: dict[str, str] = {}
@@ -82,10 +80,9 @@ class PlainKeys:
                     return None
                 continue
             if name == "previous_key_hash":
-                found = _HASH.fullmatch(raw) if type(raw) is str else None
-                if found is None:
+                key.previous_digest = _digest(raw)
+                if not key.previous_digest:
                     return None
-                key.previous_digest = bytes.fromhex(found[1])
                 continue
             reader = self._readers.get(name)
             if reader is None:
@@ -97,3 +94,14 @@ class PlainKeys:
         if key.not_before and key.expires_at:
             return None
         return key
+
+
+def _digest(text: Any) -> bytes:
+    """The digest that a `sha256:…` names, b"" if it names none."""
+    if type(text) is not str or len(text) != 71 or not text.startswith("sha256:"):
+        return b""
+    try:
+        digest = bytes.fromhex(text[7:])
+    except ValueError:
+        return b""
+    return digest if len(digest) == 32 else b""  # blanks between the digits are none of ours

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import tomllib
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -24,9 +25,10 @@ class Source:
     order: int
     text: str = field(default="", repr=False)
     data: dict[str, Any] | None = field(default=None, repr=False)
-    """None where the file could not be parsed."""
+    """None where the file could not be parsed. Plain [[keys]] may be read already."""
     keys_only: bool = False
     _lines: dict[TomlPath, int] | None = field(default=None, repr=False)
+    _raw_keys: list[dict[str, Any]] | None = field(default=None, repr=False)
 
     def line_of(self, path: TomlPath) -> int:
         """The line of what stands there, from 1; 0 where the file could not be parsed.
@@ -42,6 +44,12 @@ class Source:
             except RecursionError:
                 self._lines = {}
         return line_of(self._lines, path)
+
+    def raw_keys(self) -> list[dict[str, Any]]:
+        """All [[keys]] as they stand in the file."""
+        if self._raw_keys is None:
+            self._raw_keys = list(tomllib.loads(self.text)["keys"])
+        return self._raw_keys
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 from fastgw.config.catalogs import read_catalog
 from fastgw.config.consistency import Draft, Entry, check
-from fastgw.config.plain_keys import PlainKeys
 from fastgw.config.problems import Place, Problems, Source, meant, nearest, quoted
 from fastgw.config.secret import read_digests
 from fastgw.config.source import Sources
@@ -98,13 +97,13 @@ class _Reader:
         self._known = {
             name: (settings_of(table), spellings(table)) for name, table in _TABLES.items()
         }
-        self._plain = PlainKeys(environ)
         self._starts: list[tuple[int, Source]] = []
         """The first key of each file, and the file."""
         self.catalog: list[Listed] = []
         self.sources: Sources
 
     def read(self, sources: Sources) -> Draft:
+        self.sources = sources
         for source in sources.files:
             for name, value in (source.data or {}).items():
                 self._table(source, name, value)
@@ -135,7 +134,7 @@ class _Reader:
                     self.problems.add(
                         place.at(setting), f"is already set at {earlier[1]}; keep one of the two"
                     )
-        elif not isinstance(value, list) or not all(isinstance(item, dict) for item in value):
+        elif not isinstance(value, list) or not all(isinstance(item, dict | Key) for item in value):
             self.problems.add(place, f"may stand many times; write [[{name}]] above each entry")
         elif name == "keys":
             self._keys(source, value)
@@ -148,11 +147,15 @@ class _Reader:
         raws = {setting: (raw, home.at(setting)) for setting, raw in item.items()}
         return self._entry(name, raws, home)
 
-    def _keys(self, source: Source, items: list[dict[str, Any]]) -> None:
+    def _keys(self, source: Source, items: list[Key | dict[str, Any]]) -> None:
         self._starts.append((len(self.keys), source))
-        read, append = self._plain.read, self.keys.append
-        for index, item in enumerate(items):
-            append(read(item) or self._element(source, "keys", index, item))
+        read = self.sources.plain_keys.read
+        self.keys += [
+            item
+            if isinstance(item, Key)
+            else read(item) or self._element(source, "keys", index, item)
+            for index, item in enumerate(items)
+        ]
 
     def _key(self, number: int) -> Entry:
         """The entry of a key, by its place in `keys`."""
@@ -162,8 +165,8 @@ class _Reader:
         start, source = self._starts[
             bisect_right(self._starts, number, key=lambda each: each[0]) - 1
         ]
-        items = (source.data or {})["keys"]
-        return self._element(source, "keys", number - start, items[number - start])
+        item = source.raw_keys()[number - start]
+        return self._element(source, "keys", number - start, item)
 
     def _unknown_table(self, source: Source, name: str, value: Any) -> None:
         if isinstance(value, dict | list):

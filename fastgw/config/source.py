@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from fastgw.config.plain_keys import PlainKeys
 from fastgw.config.problems import Place, Source
 from fastgw.config.toml import loads
 from fastgw.config.values import expand
@@ -22,13 +23,15 @@ _WHERE = re.compile(r" \(at (?:line (\d+), column (\d+)|end of document)\)$")
 class Sources:
     """The files of one run in the order in which they count.
 
-    `complete` says that every file could be read: only then can one know what is missing.
+    `complete` says that every file could be read: only then can one know what is missing. In the
+    `data` of a file a plain key is read already.
     """
 
     def __init__(self, environ: Mapping[str, str], problems: Problems) -> None:
         self.files: list[Source] = []
         self.complete = True
         self._environ = environ
+        self.plain_keys = PlainKeys(environ)
         self._problems = problems
         self._seen: set[Path] = set()
         self._count = 0
@@ -62,7 +65,7 @@ class Sources:
             self._failed(name, path, "is not UTF-8; save it in that encoding", line)
             return
         try:
-            data = loads(text)
+            data = loads(text, self.plain_keys.read)
         except (ValueError, RecursionError) as error:  # ValueError: also numbers too long to read
             where = _WHERE.search(str(error))
             at_line = where is not None and where[1] is not None

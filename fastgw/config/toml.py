@@ -14,41 +14,58 @@ from __future__ import annotations
 
 import re
 import tomllib
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 _CUT = "\n[[keys]]\n"
 _TEXT = r'"[^"\\\x00-\x1f\x7f]*"'
 _PAIR = rf"[A-Za-z0-9_-]+ = {_TEXT}"
 _VALUE = rf"{_TEXT}|true|false|\{{ {_PAIR}(?:, {_PAIR})* \}}|\[{_TEXT}(?:, {_TEXT})*\]"
 _USUAL = re.compile(
-    rf'name = "([^"\\\x00-\x1f\x7f]*)"\n(key|key_hash) = "([^"\\\x00-\x1f\x7f]*)"\n'
-    rf"(?:metadata = \{{ ({_PAIR}(?:, {_PAIR})*) \}}\n)?\n*"
+    rf'name = "([^"\\\x00-\x1f\x7f]*)"\n(key|key_hash) = "([^"\\\x00-\x1f\x7f]*)"'
+    rf"(?:\nmetadata = \{{ ({_PAIR}(?:, {_PAIR})*) \}})?\n*"
 )
-_PLAIN = re.compile(rf"(?:[A-Za-z0-9_-]+ = (?:{_VALUE})\n)*\n*")
-_SETTING = re.compile(r"([A-Za-z0-9_-]+) = (.*)\n")
+_PLAIN = re.compile(rf"(?:[A-Za-z0-9_-]+ = (?:{_VALUE})(?:\n|\Z))*\n*")
+_SETTING = re.compile(r"([A-Za-z0-9_-]+) = (.*)")
 _PAIRS = re.compile(r'([A-Za-z0-9_-]+) = "([^"]*)"')
 _ITEMS = re.compile(r'"([^"]*)"')
 
 
-def loads(text: str) -> dict[str, Any]:
-    """What a text says. Raises what tomllib.loads raises: TOMLDecodeError, RecursionError."""
-    head, *parts = f"\n{text}".replace("\r\n", "\n").split(_CUT)
-    found = _in_parts(head, parts) if parts else None
+def loads(text: str, plain: Callable[[dict[str, Any]], Any] | None = None) -> dict[str, Any]:
+    """What a text says. Raises what tomllib.loads raises: TOMLDecodeError, RecursionError.
+
+    `plain` is handed elements of `[[keys]]` as they are read, though not all: what it returns
+    stands in their place, unless that is None.
+    """
+    lines = text.replace("\r\n", "\n") if "\r" in text else text
+    head, *parts = f"\n{lines}".split(_CUT)
+    parts.reverse()
+    found = _in_parts(head, parts, plain or _as_it_is) if parts else None
     return tomllib.loads(text) if found is None else found
 
 
-def _in_parts(head: str, parts: list[str]) -> dict[str, Any] | None:
-    """None where the text must be read as a whole."""
+def _as_it_is(entry: dict[str, Any]) -> dict[str, Any]:
+    return entry
+
+
+def _in_parts(
+    head: str, parts: list[str], plain: Callable[[dict[str, Any]], Any]
+) -> dict[str, Any] | None:
+    """None where the text must be read as a whole. Takes the parts from the end of the list, so
+    that the next one takes their room."""
     keys: list[Any] = []
     try:
         found = tomllib.loads(head)
         if "keys" in found:
             return None
         found["keys"] = keys
-        for part in parts:
-            entry = _entry(part + "\n")
+        while parts:
+            part = parts.pop()
+            entry = _entry(part)
             if entry is not None:
-                keys.append(entry)
+                keys.append(plain(entry) or entry)
                 continue
             more = tomllib.loads(f"[[keys]]\n{part}")
             keys += more.pop("keys")

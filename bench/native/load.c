@@ -122,6 +122,17 @@ static bool push(struct connection *it)
     return true;
 }
 
+/* It could not be opened, which counts as a request, so that a number of them has an end. */
+static void dial_failed(struct connection *it, int error)
+{
+    if (!more_to_ask()) {
+        shut(it, 0);
+        return;
+    }
+    issued++;
+    fail(it, strerror(error));
+}
+
 /* Make the next request. False: the connection has gone. */
 static bool ask(struct connection *it)
 {
@@ -157,10 +168,8 @@ static void dial(struct connection *it)
     open_now++;
     setsockopt(it->fd, IPPROTO_TCP, TCP_NODELAY, &yes, sizeof yes);
     if ((connect(it->fd, (struct sockaddr *)&place, sizeof place) && errno != EINPROGRESS) ||
-        epoll_ctl(poller, EPOLL_CTL_ADD, it->fd, &event)) {
-        issued++; /* else a number of requests would never be reached */
-        fail(it, strerror(errno));
-    }
+        epoll_ctl(poller, EPOLL_CTL_ADD, it->fd, &event))
+        dial_failed(it, errno);
 }
 
 /* Answers. */
@@ -240,7 +249,7 @@ static bool finish(struct connection *it, int64_t now)
 static ssize_t read_head(struct connection *it, struct span data)
 {
     struct span rest = data, line, value;
-    if (!memmem(data.at, data.size, "\r\n\r\n", 4))
+    if (!head_is_whole(data))
         return data.size < HEAD_MAX ? 0 : -1;
     if (!next_line(&rest, &line) || line.size < 12 || !starts(line, "HTTP/1.") || line.at[8] != ' ')
         return -1;
@@ -363,8 +372,7 @@ static void served(struct connection *it, uint32_t events)
     socklen_t size = sizeof error;
     if (!it->busy && events & (EPOLLOUT | EPOLLERR | EPOLLHUP)) { /* it was dialled */
         if (getsockopt(it->fd, SOL_SOCKET, SO_ERROR, &error, &size) || error) {
-            issued++;
-            fail(it, strerror(error));
+            dial_failed(it, error);
         } else {
             tally.connected++;
             ask(it);

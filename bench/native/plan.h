@@ -153,17 +153,18 @@ static inline void put_event(FILE *out, const struct plan *plan, const struct be
             "\"created\":1700000000,\"model\":\"gpt-3.5-turbo\",\"choices\":[",
             plan->events ? "0000000000000000000" : "stub");
     if (at < deltas)
-        fprintf(out,
-                "{\"index\":0,\"delta\":{%s\"content\":\"%s\"},\"finish_reason\":null}],\"usage\":",
+        fprintf(out, "{\"index\":0,\"delta\":{%s\"content\":\"%s\"},\"finish_reason\":null}]",
                 at ? "" : "\"role\":\"assistant\",", word(at));
     else if (at == deltas)
-        fputs("{\"index\":0,\"delta\":{},\"finish_reason\":\"stop\"}],\"usage\":", out);
+        fputs("{\"index\":0,\"delta\":{},\"finish_reason\":\"stop\"}]", out);
     else
-        fputs("],\"usage\":", out);
-    if (at > deltas)
+        fputs("]", out);
+    if (at > deltas) {
+        fputs(",\"usage\":", out);
         put_usage(out, behaviour);
-    else
-        fputs("null", out);
+    } else if (asked) {
+        fputs(",\"usage\":null", out);
+    }
     put_padding(out, "obfuscation", (size_t)behaviour->pad);
     fputs("}\n\n", out);
 }

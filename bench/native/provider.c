@@ -8,6 +8,7 @@
    Of a body only `"stream": true` and `include_usage` are looked for. Streams with a pace share one
    timer: a wheel with a slot for each millisecond. */
 #include "plan.h"
+#include "wheel.h"
 
 #include <getopt.h>
 #include <netinet/in.h>
@@ -17,16 +18,14 @@
 #include <sys/epoll.h>
 #include <sys/signalfd.h>
 #include <sys/socket.h>
-#include <sys/timerfd.h>
 #include <unistd.h>
 
 #define KEPT_MAX 16384 /* of a head, and of what comes while a request is answered */
 #define CARRY 128      /* the most that the members we look for take, with blanks */
 #define SCRATCH (256 << 10)
-#define SLOTS 4096
-#define MILLISECOND INT64_C(1000000)
 
 struct connection {
+    struct timer timer; /* the first member: a timer is known by its connection */
     int fd;
     enum { HEAD, BODY, WAITING, ANSWERING } state;
     bool last;  /* close when it is answered */
@@ -38,17 +37,13 @@ struct connection {
     size_t at, due;      /* bytes of it that are sent, and that may be */
     size_t released;     /* events that may be sent */
     int64_t next;        /* when the next of them may be */
-    int64_t tick;        /* its millisecond */
-    struct connection *before, *after; /* in a slot of the wheel */
     char stub[TEXT_MAX];
     size_t stub_size, kept_size;
     char kept[KEPT_MAX];
 };
 
-static int poller, timer;
-static struct connection *wheel[SLOTS];
-static uint64_t occupied[SLOTS / 64];
-static int64_t turned, armed; /* the latest millisecond that was served; the one we wake up at */
+static int poller;
+static struct wheel wheel;
 static char scratch[KEPT_MAX + SCRATCH];
 static struct behaviour usual;
 static struct plan plans[PLANS];
@@ -119,62 +114,11 @@ static struct plan *choose(struct span text, enum kind kind)
     return plan_make(free_one, &usual, text, kind) ? free_one : &refused;
 }
 
-/* The wheel. */
-
-static void wheel_add(struct connection *it)
-{
-    it->tick = (it->next + MILLISECOND - 1) / MILLISECOND;
-    if (it->tick <= turned)
-        it->tick = turned + 1;
-    size_t slot = (size_t)it->tick % SLOTS;
-    it->before = NULL;
-    it->after = wheel[slot];
-    if (it->after)
-        it->after->before = it;
-    wheel[slot] = it;
-    occupied[slot / 64] |= UINT64_C(1) << slot % 64;
-}
-
-static void wheel_remove(struct connection *it)
-{
-    size_t slot = (size_t)it->tick % SLOTS;
-    if (!it->tick)
-        return;
-    if (it->after)
-        it->after->before = it->before;
-    if (it->before)
-        it->before->after = it->after;
-    else if (!(wheel[slot] = it->after))
-        occupied[slot / 64] &= ~(UINT64_C(1) << slot % 64);
-    it->tick = 0;
-}
-
-/* Wake up at the next millisecond that has somebody in its slot. */
-static void wheel_arm(void)
-{
-    size_t first = (size_t)(turned + 1) % SLOTS;
-    for (size_t word = 0; word <= SLOTS / 64; word++) {
-        uint64_t bits = occupied[(first / 64 + word) % (SLOTS / 64)];
-        if (word == 0)
-            bits &= ~UINT64_C(0) << first % 64;
-        if (!bits)
-            continue;
-        size_t slot = (first / 64 + word) % (SLOTS / 64) * 64 + (size_t)__builtin_ctzll(bits);
-        int64_t tick = turned + 1 + (int64_t)((slot + SLOTS - first) % SLOTS);
-        if (tick == armed)
-            return;
-        armed = tick;
-        struct itimerspec when = {.it_value = {tick / 1000, tick % 1000 * MILLISECOND}};
-        timerfd_settime(timer, TFD_TIMER_ABSTIME, &when, NULL);
-        return;
-    }
-}
-
 /* Answering. */
 
 static void leave(struct connection *it)
 {
-    wheel_remove(it);
+    wheel_remove(&wheel, &it->timer);
     if (it->answer)
         it->answer->users--;
     close(it->fd);
@@ -245,7 +189,7 @@ static bool release(struct connection *it, int64_t now)
         if (over)
             return true;
     }
-    wheel_add(it);
+    wheel_add(&wheel, &it->timer, it->next);
     return true;
 }
 
@@ -277,7 +221,7 @@ static bool answer_it(struct connection *it)
     it->state = WAITING;
     if (!it->answer->first)
         return begin(it);
-    wheel_add(it);
+    wheel_add(&wheel, &it->timer, it->next);
     return true;
 }
 
@@ -336,7 +280,7 @@ static bool read_field(struct connection *it, struct span line)
 static ssize_t read_head(struct connection *it, struct span data)
 {
     struct span rest = data, request, line, path;
-    if (!memmem(data.at, data.size, "\r\n\r\n", 4))
+    if (!head_is_whole(data))
         return data.size < KEPT_MAX ? 0 : -1;
     it->last = it->chat = it->stream = it->usage = it->is_chunked = false;
     it->left = 0;
@@ -475,23 +419,12 @@ static void served(struct connection *it, uint32_t events)
     }
 }
 
-static void turn(void)
+/* What a connection has waited for has come. */
+static void fire(struct timer *timer, int64_t now)
 {
-    int64_t now = now_ns(), tick = now / MILLISECOND;
-    if (turned < tick - SLOTS)
-        turned = tick - SLOTS;
-    for (; turned < tick; turned++) {
-        size_t slot = (size_t)(turned + 1) % SLOTS;
-        struct connection *after;
-        for (struct connection *it = wheel[slot]; it; it = after) {
-            after = it->after;
-            if (it->tick > turned + 1)
-                continue; /* it is another round's */
-            wheel_remove(it);
-            if (it->state == WAITING ? begin(it) : release(it, now))
-                resume(it);
-        }
-    }
+    struct connection *it = (struct connection *)timer;
+    if (it->state == WAITING ? begin(it) : release(it, now))
+        resume(it);
 }
 
 static void welcome(int listener)
@@ -567,9 +500,8 @@ int main(int count, char **arguments)
     sigaddset(&stops, SIGINT);
     sigprocmask(SIG_BLOCK, &stops, NULL);
     poller = epoll_create1(EPOLL_CLOEXEC);
-    timer = timerfd_create(CLOCK_MONOTONIC, TFD_NONBLOCK | TFD_CLOEXEC);
-    turned = now_ns() / MILLISECOND;
-    int listener = listen_at(port), stop = signalfd(-1, &stops, SFD_CLOEXEC);
+    int timer = wheel_begin(&wheel), listener = listen_at(port);
+    int stop = signalfd(-1, &stops, SFD_CLOEXEC);
     add(listener, &listener, EPOLLIN);
     add(stop, &stop, EPOLLIN);
     add(timer, &timer, EPOLLIN | EPOLLET); /* an edge needs no read to be over */
@@ -585,7 +517,7 @@ int main(int count, char **arguments)
             else if (what != &timer)
                 served(what, events[at].events);
         }
-        turn();
-        wheel_arm();
+        wheel_turn(&wheel, fire);
+        wheel_arm(&wheel);
     }
 }

@@ -4,7 +4,7 @@ PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3; do \
 BIN := .venv/bin
 ARGS ?=
 
-.PHONY: run test check format bench load micro clean
+.PHONY: run test check format bench load micro compiled test-compiled clean
 
 run: .venv/installed
 	$(BIN)/fastgw demo $(ARGS)
@@ -30,6 +30,12 @@ load: .venv/installed-bench
 micro: .venv/installed-test
 	$(BIN)/python -m bench.micro
 
+compiled: .venv-compiled/installed
+
+test-compiled: .venv-compiled/installed
+	tar -c --exclude='./.*' --exclude=./fastgw . | tar -x -C .venv-compiled/tree
+	cd .venv-compiled/tree && ../bin/python -m pytest -n auto --maxprocesses 4 --dist loadfile $(ARGS)
+
 .venv/bin/python:
 	@test -n "$(PYTHON)" || { echo "fastgw needs Python 3.11 or newer on PATH" >&2; exit 1; }
 	$(PYTHON) -m venv .venv
@@ -46,5 +52,15 @@ micro: .venv/installed-test
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test,tokenizers,bench]'
 	touch .venv/installed .venv/installed-test $@
 
+# The compiled modules lie in a copy of the tree: here the source stays what is imported.
+.venv-compiled/installed: setup.py pyproject.toml $(shell find fastgw -name '*.py')
+	@test -n "$(PYTHON)" || { echo "fastgw needs Python 3.11 or newer on PATH" >&2; exit 1; }
+	test -x .venv-compiled/bin/python || $(PYTHON) -m venv .venv-compiled
+	rm -rf .venv-compiled/tree && mkdir .venv-compiled/tree
+	tar -c --exclude='./.*' . | tar -x -C .venv-compiled/tree
+	FASTGW_COMPILE=1 .venv-compiled/bin/python -m pip install --quiet --disable-pip-version-check \
+		--editable '.venv-compiled/tree[test,tokenizers]'
+	touch $@
+
 clean:
-	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-compiled build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -20,7 +20,7 @@ Floors: a module imports lower floors only (tests/test_structure.py).
     3 policy        policy/: decisions without I/O or clock
     2 wire          http1/, sse, usage/: bytes and meaning, without I/O
     1 declarations  config/, metrics, exposition, access_log
-    0 ground        model, errors, clock, money, tasks, systemd
+    0 ground        model, errors, clock, money, tasks, systemd, compiled
 """
 
 __version__ = "0.1.0"

@@ -12,6 +12,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 import fastgw
+from fastgw.compiled import COMPILED
 from fastgw.demo.options import add_options
 from fastgw.errors import ConfigError, StoreUnavailable
 
@@ -50,13 +51,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
 
 
+def _version() -> str:
+    return f"fastgw {fastgw.__version__} ({'compiled' if COMPILED else 'pure Python'})"
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="fastgw",
         description="LLM gateway with virtual keys, exact token budgets and streaming.",
         epilog="try it without a key or a network: fastgw demo",
     )
-    parser.add_argument("--version", action="version", version=f"fastgw {fastgw.__version__}")
+    parser.add_argument("--version", action="version", version=_version())
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     def command(name: str, run: Any, text: str) -> argparse.ArgumentParser:

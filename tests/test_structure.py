@@ -18,6 +18,7 @@ FLOORS: dict[str, int] = {
     "errors": 0,
     "money": 0,
     "clock": 0,
+    "compiled": 0,
     "tasks": 0,
     "config": 1,
     "exposition": 1,

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from weakref import WeakValueDictionary
 
 from fastgw import money
+from fastgw.compiled import interpreted
 from fastgw.policy.window import GRACE, AccountName, Window, account_key
 
 if TYPE_CHECKING:
@@ -105,6 +106,7 @@ class Limit:
         return money.amount(number, self.unit)
 
 
+@interpreted
 class Count:
     """An account in one window, as this worker knows it.
 
@@ -183,6 +185,7 @@ class Count:
         )
 
 
+@interpreted
 class Account:
     """One limit for one value of its `per`. `count` is the count of the current window."""
 

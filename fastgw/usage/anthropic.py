@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 from typing import Any, ClassVar
 
+from fastgw.compiled import interpreted
 from fastgw.model import Usage
 from fastgw.usage.api import Api, number, numbers, strings, text, without_data, written
 
@@ -36,6 +37,7 @@ _CALLS = frozenset({"tool_use", "server_tool_use", "mcp_tool_use"})
 _BLOCKS = _CALLS | {"text", "thinking"}
 
 
+@interpreted
 class Anthropic(Api):
     """See the module."""
 

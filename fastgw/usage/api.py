@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import orjson
 
+from fastgw.compiled import interpreted
 from fastgw.usage.payload import printable, read_object
 
 if TYPE_CHECKING:
@@ -42,6 +43,10 @@ def member_pattern(names: str) -> tuple[re.Pattern[bytes], re.Pattern[bytes]]:
     return re.compile(start + rb"\{"), re.compile(start + b"(" + _OBJECT + b")")
 
 
+_USAGE = member_pattern("usage")
+
+
+@interpreted
 class Api:
     """See the module. What is not said of a format is as in OpenAI's or does not exist."""
 
@@ -72,7 +77,8 @@ class Api:
     PATH_MODEL: re.Pattern[str] | None = None
     """Where a path names the model: group 1."""
 
-    USAGE, USAGE_OBJECT = member_pattern("usage")
+    USAGE = _USAGE[0]
+    USAGE_OBJECT = _USAGE[1]
     MARK: bytes = b""
     """Stands in every usage that holds a count: bytes without it are not searched any further."""
 

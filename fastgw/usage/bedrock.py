@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 from typing import Any, ClassVar
 
+from fastgw.compiled import interpreted
 from fastgw.model import Usage
 from fastgw.usage.anthropic import ANTHROPIC
 from fastgw.usage.api import Api, member_pattern, number, numbers, strings, without_data, written
@@ -44,6 +45,7 @@ _OWN = (
 _WRITTEN = frozenset({"text", "input", "name", "generation", "outputText", "completion"})
 
 
+@interpreted
 class Bedrock(Api):
     """See the module."""
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from typing import Any, ClassVar
 
+from fastgw.compiled import interpreted
 from fastgw.model import Usage
 from fastgw.usage.api import Api, member_pattern, number, numbers, strings, text, without_data
 
@@ -33,7 +34,10 @@ _EVENTS = frozenset(
 _WRITTEN = frozenset({"text", "thinking", "tool_plan", "arguments", "name"})
 _DATA = frozenset({"image_url", "images"})
 
+_USAGE = member_pattern("usage|meta")
 
+
+@interpreted
 class Cohere(Api):
     """See the module."""
 
@@ -42,7 +46,8 @@ class Cohere(Api):
     LIMITS: ClassVar = {"chat": ("max_tokens",)}
     CHOICES = ()
 
-    USAGE, USAGE_OBJECT = member_pattern("usage|meta")
+    USAGE = _USAGE[0]
+    USAGE_OBJECT = _USAGE[1]
     MARK = b'_tokens"'
 
     def operation(self, below: str) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from fastgw.compiled import interpreted
 from fastgw.usage.anthropic import ANTHROPIC
 from fastgw.usage.api import Api
 from fastgw.usage.bedrock import BEDROCK
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from fastgw.model import Usage
 
 
+@interpreted
 class Several(Api):
     """Formats told apart by content: the first that owns a message, or has a usage's names."""
 

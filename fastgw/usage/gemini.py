@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 from typing import Any, ClassVar
 
+from fastgw.compiled import interpreted
 from fastgw.model import Usage
 from fastgw.usage.api import Api, member_pattern, numbers, text, without_data, written
 
@@ -43,7 +44,10 @@ _INTERACTION = (
     "total_tokens",
 )
 
+_USAGE = member_pattern("usageMetadata|usage_metadata|usage")
 
+
+@interpreted
 class Gemini(Api):
     """See the module."""
 
@@ -64,7 +68,8 @@ class Gemini(Api):
         for inner in ("candidate_count", "candidateCount")
     )
 
-    USAGE, USAGE_OBJECT = member_pattern("usageMetadata|usage_metadata|usage")
+    USAGE = _USAGE[0]
+    USAGE_OBJECT = _USAGE[1]
 
     PATH_MODEL = _PATH
 

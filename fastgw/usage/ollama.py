@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from typing import Any, ClassVar
 
+from fastgw.compiled import interpreted
 from fastgw.model import Usage
 from fastgw.usage.api import UNKNOWN, Api, numbers, strings, text, written
 
@@ -18,6 +19,7 @@ _COUNT = re.compile(rb'"((?:prompt_)?eval_count)"\s*:\s*(\d{1,13})')
 _WRITTEN = frozenset({"content", "thinking", "name"})
 
 
+@interpreted
 class Ollama(Api):
     """See the module."""
 

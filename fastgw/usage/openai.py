@@ -13,6 +13,7 @@ from __future__ import annotations
 import re
 from typing import Any, ClassVar
 
+from fastgw.compiled import interpreted
 from fastgw.model import Usage
 from fastgw.usage.api import MAX_COUNT, Api, number, strings, text
 
@@ -223,6 +224,7 @@ def _item_texts(item: dict[str, Any], found: list[str]) -> None:
             )
 
 
+@interpreted
 class OpenAI(Api):
     """See the module."""
 

@@ -8,10 +8,14 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
+from fastgw.compiled import interpreted
 from fastgw.model import Usage
 from fastgw.usage.api import UNKNOWN, Api, member_pattern, number, text
 
+_USAGE = member_pattern("details")
 
+
+@interpreted
 class TGI(Api):
     """See the module."""
 
@@ -20,7 +24,8 @@ class TGI(Api):
     LIMITS: ClassVar = {"text_completion": ("parameters.max_new_tokens",)}
     CHOICES = ("parameters.best_of",)
 
-    USAGE, USAGE_OBJECT = member_pattern("details")
+    USAGE = _USAGE[0]
+    USAGE_OBJECT = _USAGE[1]
     MARK = b'_tokens"'
 
     def path_streams(self, below: str) -> bool | None:

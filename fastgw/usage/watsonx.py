@@ -9,12 +9,14 @@ from __future__ import annotations
 import re
 from typing import Any, ClassVar
 
+from fastgw.compiled import interpreted
 from fastgw.model import Usage
 from fastgw.usage.api import Api, number, numbers, text
 
 _NAMES = ("input_token_count", "generated_token_count")
 
 
+@interpreted
 class Watsonx(Api):
     """See the module."""
 

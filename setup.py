@@ -1,0 +1,62 @@
+"""The compiled build: `FASTGW_COMPILE=1 pip install .` (docs/compiled.md).
+
+Without the variable this file adds nothing: the wheel is pure Python. With it mypyc compiles the
+modules below, from the source that runs without it, too. All metadata stand in pyproject.toml.
+"""
+
+import os
+import sys
+import tomllib
+from importlib.util import find_spec
+from pathlib import Path
+
+from setuptools import setup
+
+MODULES = (
+    "compiled",
+    # the way of an exchange
+    "asking", "cutoff", "drains", "engine", "exchange", "flow_control", "inspection",
+    "metrics", "plan", "recorder", "relay", "reservation", "sse",
+    "downstream/connection",
+    "upstream/connection", "upstream/pool",
+    "http1/body", "http1/headers", "http1/request", "http1/response", "http1/serialize",
+    "policy/account", "policy/cors", "policy/ledger", "policy/limit_headers", "policy/tallies",
+    "policy/window",
+    "usage/anthropic", "usage/api", "usage/bedrock", "usage/cohere", "usage/dialects",
+    "usage/endings", "usage/estimate", "usage/framing", "usage/gemini", "usage/meter",
+    "usage/ollama", "usage/openai", "usage/payload", "usage/pricing", "usage/prompt",
+    "usage/request", "usage/tgi", "usage/tokens", "usage/vocabulary", "usage/watched",
+    "usage/watsonx",
+)  # fmt: skip
+"""Not here: `model`, whose named tuples are the same when compiled; `errors`, whose classes are
+exceptions with computed members; `clock`, which is two names of the standard library; `journal`,
+whose exception mypyc cannot make; `settlement` and `access_log`, which wait more than they work;
+and whatever runs seldom."""
+
+
+def extensions() -> list[object]:
+    """The modules, compiled."""
+    if find_spec("mypyc") is None:
+        if "egg_info" in sys.argv:  # pip asks what the build needs
+            return []
+        raise SystemExit("FASTGW_COMPILE=1 needs mypy; pip installs it unless told otherwise")
+    from mypyc.build import mypycify
+
+    paths = [f"fastgw/{name}.py" for name in MODULES]
+    level = os.environ.get("FASTGW_OPTIMISE", "3")
+    found: list[object] = mypycify(paths, opt_level=level, debug_level="0", group_name="fastgw")
+    return found
+
+
+def needs() -> list[str]:
+    """What the compiler has to have: itself, and what the modules import, for its types."""
+    project = tomllib.loads(Path("pyproject.toml").read_text())["project"]
+    found: list[str] = project["dependencies"] + project["optional-dependencies"]["compile"]
+    return found
+
+
+if __name__ == "__main__":
+    if os.environ.get("FASTGW_COMPILE", "0") in ("", "0"):
+        setup()
+    else:
+        setup(ext_modules=extensions(), setup_requires=needs())

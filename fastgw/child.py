@@ -54,6 +54,7 @@ class Child:
         if not self._start.done():
             return 0
         order = self._start.result()
+        self._start = asyncio.get_running_loop().create_future()  # it may hold 100,000 keys
         _start_logging(order.number)
         if order.version != fastgw.__version__:
             log.error(
@@ -63,6 +64,7 @@ class Child:
             )
             return 1
         starting = asyncio.get_running_loop().create_task(self._serve(order))
+        del order
         await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
         if not starting.done():
             starting.cancel()
@@ -79,7 +81,8 @@ class Child:
     async def _serve(self, order: Start) -> None:
         sockets = [listener.bind(address, shared=True) for address in order.addresses]
         sockets += [socket.socket(fileno=number) for number in order.files]
-        worker = Worker(order.config, sockets=sockets, generation=order.generation, supervised=True)
+        config = order.config.config_again()
+        worker = Worker(config, sockets=sockets, generation=order.generation, supervised=True)
         self._generation = order.generation
         await worker.start()
         self._worker = worker
@@ -150,7 +153,7 @@ class Child:
         error = ""
         if worker is not None and order.generation > self._generation:
             try:
-                await worker.reload(order.config)
+                await worker.reload(await asyncio.to_thread(order.config.config_again))
             except Exception as failure:
                 log.exception("reload failed")
                 error = str(failure)

@@ -140,9 +140,9 @@ def _serve(options: argparse.Namespace) -> int:
 
     from fastgw.service import serve
 
-    config = _load(options)
+    serving = serve(_load(options), options.config or ["config.toml"])
     _start_logging()
-    return uvloop.run(serve(config, options.config or ["config.toml"]))
+    return uvloop.run(serving)
 
 
 def _check(options: argparse.Namespace) -> int:

@@ -158,6 +158,12 @@ class Keyring:
                 self._by_digest[each] = key
         return key
 
+    def let_go(self) -> list[Key | VirtualKey]:
+        """All keys that it has; it has none then. Whoever gets them chooses when they are freed."""
+        found = list(self._by_digest.values())
+        self._by_digest.clear()
+        return found
+
     def authenticate(self, request: RequestHead, now: float, address: str) -> Shown:
         """Who sent this head. Raises MissingKey or InvalidKey as the mode demands.
 

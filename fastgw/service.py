@@ -188,6 +188,7 @@ class Service:
         try:
             read = await asyncio.to_thread(load, self._paths)
             config, left = take_up(runner.config, read)
+            del read
             await asyncio.to_thread(try_out, config)
             await runner.reload(config)
         except ConfigError as error:
@@ -220,12 +221,14 @@ async def serve(config: Config, paths: Sequence[str | Path]) -> int:
         from fastgw.worker import Worker
 
         worker = Worker(config, sockets=passed.data, admin=passed.admin)
+        del config  # it is the worker's: a reload frees it
         return await Service(worker, paths, notifier).run()
     from fastgw.supervisor import Supervisor
 
     try_out(config)
     pulse = min(PULSE, notifier.watchdog / 8) if notifier.watchdog else PULSE
     supervisor = Supervisor(config, count, passed, pulse)
+    del config
     service = Service(supervisor, paths, notifier)
     supervisor.on_giving_up = service.give_up
     return await service.run()

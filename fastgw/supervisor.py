@@ -33,7 +33,7 @@ from fastgw.admin.aggregate import (
     worker_row,
 )
 from fastgw.admin.server import AdminServer, Views
-from fastgw.control import Reload, Start
+from fastgw.control import Packed, Reload, Start
 from fastgw.downstream import listener
 from fastgw.member import Member
 from fastgw.metrics import Metrics, Sample
@@ -82,6 +82,7 @@ class Supervisor:
         self._pulse = pulse
         self._began = clock.monotonic()
         self._generation = 1
+        self._packed = Packed.of(config)
         self._restarts = 0
         self._stopping = False
         self._at_once = False
@@ -139,6 +140,7 @@ class Supervisor:
 
     async def _distribute(self, config: Config) -> list[str]:
         """Let all workers, and those to come, serve by `config`; what went wrong."""
+        self._packed = await asyncio.to_thread(Packed.of, config)
         self.config = config
         self._generation += 1
         asked = [member for member in self._members if member.state == "ready"]
@@ -151,7 +153,7 @@ class Supervisor:
         return [f"worker {number}: {error}" for number, error in errors if error]
 
     def _hand_over(self, member: Member) -> None:
-        member.order(Reload(self._generation, self.config))
+        member.order(Reload(self._generation, self._packed))
 
     async def stop(self) -> None:
         """Drain all workers, end them, and close."""
@@ -204,7 +206,7 @@ class Supervisor:
     def _spawn(self, member: Member) -> None:
         files = tuple(sock.fileno() for sock in self._inherited)
         order = Start(
-            fastgw.__version__, member.number, self._generation, self.config, self._bound, files
+            fastgw.__version__, member.number, self._generation, self._packed, self._bound, files
         )
         tasks.spawn(member.start(order), f"worker {member.number}")
 

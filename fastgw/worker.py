@@ -20,6 +20,7 @@ from fastgw.access_log import AccessLog
 from fastgw.admin.aggregate import AccountRow, account_samples, worker_row
 from fastgw.admin.server import AdminServer, Views
 from fastgw.bookkeeping import open_book, settle_orphans
+from fastgw.config.heap import let_go
 from fastgw.downstream import listener
 from fastgw.downstream.connection import Connections, DownstreamConnection
 from fastgw.engine import Engine
@@ -210,12 +211,13 @@ class Worker:
         Raises OSError (ssl.SSLError is one) and has changed nothing then.
         """
         engine, recorder, old = self._engine, self._recorder, self._planner
+        old_keys: list[Any] = list(self.config.keys)
         assert engine is not None
         assert recorder is not None
         listener.tls_context(config.server)
         _want_files(config)
         pools = {upstream.name: self._pool(config, upstream) for upstream in config.upstreams}
-        planner = Planner(config, self._ledger, pools, old.generation + 1)
+        planner = await asyncio.to_thread(Planner, config, self._ledger, pools, old.generation + 1)
         access_log = self._access_log
         if config.access_log.path == self.config.access_log.path:
             access_log.reopen()
@@ -241,6 +243,9 @@ class Worker:
             closing, self._access_log = self._access_log, access_log
             access_log.dropped += closing.dropped
             await closing.close()
+        old_keys += old.keyring.let_go()
+        del old
+        await asyncio.to_thread(let_go, old_keys)
 
     def _pool(self, config: Config, upstream: Upstream) -> Pool:
         """The pool that serves this upstream already, or a new one; what `ca_file` holds may have

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import hashlib
 import os
 from bisect import bisect_right
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from fastgw.config.catalogs import read_catalog
 from fastgw.config.consistency import Draft, Entry, check
+from fastgw.config.heap import many_made
 from fastgw.config.problems import Place, Problems, Source, meant, nearest, quoted
 from fastgw.config.secret import read_digests
 from fastgw.config.source import Sources
@@ -50,13 +50,8 @@ def load(paths: Sequence[str | Path], environ: Mapping[str, str] = os.environ) -
     """
     if not paths:
         raise ConfigError(["no configuration file is named; give one with --config config.toml"])
-    collects = gc.isenabled()
-    gc.disable()  # nothing here is garbage, and to look at 100,000 keys again and again takes long
-    try:
+    with many_made():
         return _load(paths, environ)
-    finally:
-        if collects:
-            gc.enable()
 
 
 def _load(paths: Sequence[str | Path], environ: Mapping[str, str]) -> Config:

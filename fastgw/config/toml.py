@@ -39,10 +39,8 @@ def loads(text: str, plain: Callable[[dict[str, Any]], Any] | None = None) -> di
     `plain` is handed elements of `[[keys]]` as they are read, though not all: what it returns
     stands in their place, unless that is None.
     """
-    lines = text.replace("\r\n", "\n") if "\r" in text else text
-    head, *parts = f"\n{lines}".split(_CUT)
-    parts.reverse()
-    found = _in_parts(head, parts, plain or _as_it_is) if parts else None
+    lines = "\n" + (text.replace("\r\n", "\n") if "\r" in text else text)
+    found = _in_parts(lines, plain or _as_it_is) if _CUT in lines else None
     return tomllib.loads(text) if found is None else found
 
 
@@ -50,19 +48,20 @@ def _as_it_is(entry: dict[str, Any]) -> dict[str, Any]:
     return entry
 
 
-def _in_parts(
-    head: str, parts: list[str], plain: Callable[[dict[str, Any]], Any]
-) -> dict[str, Any] | None:
-    """None where the text must be read as a whole. Takes the parts from the end of the list, so
-    that the next one takes their room."""
+def _in_parts(text: str, plain: Callable[[dict[str, Any]], Any]) -> dict[str, Any] | None:
+    """None where the text must be read as a whole. One part at a time: the next takes its room."""
     keys: list[Any] = []
+    find, size = text.find, len(_CUT)
+    end = find(_CUT)
     try:
-        found = tomllib.loads(head)
+        found = tomllib.loads(text[:end])
         if "keys" in found:
             return None
         found["keys"] = keys
-        while parts:
-            part = parts.pop()
+        while end >= 0:
+            at = end + size
+            end = find(_CUT, at)
+            part = text[at:end] if end >= 0 else text[at:]
             entry = _entry(part)
             if entry is not None:
                 keys.append(plain(entry) or entry)

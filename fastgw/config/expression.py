@@ -12,6 +12,7 @@ from __future__ import annotations
 import difflib
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal
 
 
@@ -38,6 +39,7 @@ _RESERVED = ("apiKey", "request", "llm", "default")
 _FORMS = 'user_id, apiKey.user_id, request.headers["x-team"], request.path, llm.model'
 
 
+@lru_cache(maxsize=1024)  # `fastgw check` asks once for each key
 def parse_expression(text: str) -> Expression:
     """Read one expression. Raises ValueError with what is wrong and what to write."""
     source = text.strip()

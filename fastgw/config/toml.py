@@ -20,14 +20,14 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 _CUT = "\n[[keys]]\n"
-_TEXT = r'"[^"\\\x00-\x1f\x7f]*"'
-_PAIR = rf"[A-Za-z0-9_-]+ = {_TEXT}"
-_VALUE = rf"{_TEXT}|true|false|\{{ {_PAIR}(?:, {_PAIR})* \}}|\[{_TEXT}(?:, {_TEXT})*\]"
+_TEXT = r"[^\"\\\x00-\x1f\x7f]*+"
+_PAIR = rf'[A-Za-z0-9_-]++ = "{_TEXT}"'
+_VALUE = rf'"{_TEXT}"|true|false|\{{ {_PAIR}(?:, {_PAIR})* \}}|\["{_TEXT}"(?:, "{_TEXT}")*\]'
 _USUAL = re.compile(
-    rf'name = "([^"\\\x00-\x1f\x7f]*)"\n(key|key_hash) = "([^"\\\x00-\x1f\x7f]*)"'
+    rf'name = "({_TEXT})"\n(key(?:_hash)?) = "({_TEXT})"'
     rf"(?:\nmetadata = \{{ ({_PAIR}(?:, {_PAIR})*) \}})?\n*"
 )
-_PLAIN = re.compile(rf"(?:[A-Za-z0-9_-]+ = (?:{_VALUE})(?:\n|\Z))*\n*")
+_PLAIN = re.compile(rf"(?:[A-Za-z0-9_-]++ = (?:{_VALUE})(?:\n|\Z))*\n*")
 _SETTING = re.compile(r"([A-Za-z0-9_-]+) = (.*)")
 _PAIRS = re.compile(r'([A-Za-z0-9_-]+) = "([^"]*)"')
 _ITEMS = re.compile(r'"([^"]*)"')

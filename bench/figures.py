@@ -154,6 +154,7 @@ def failures(results: dict[str, Any]) -> list[str]:
     return found
 
 
+_STORES = {"fastgw": "sqlite", "fastgw-redis": "redis", "fastgw-reserve": "redis"}
 _STREAM_HEADS = ["first byte, ms", "an event's way, p50 ms", "p99 ms"]
 
 
@@ -189,8 +190,8 @@ def table(workload: dict[str, Any], cpus: dict[str, list[int]]) -> str:
             cells.append("-" if direct else f"{added:.0f}")
         if group == "w7":
             cells.append(_ratio(each, "fastgw-off"))
-            cells.append(f"{each.batch:.0f}" if each.batch else "-")
-            cells.append(f"{each.store_us:.1f}" if each.batch and each.store_us else "-")
+            cells.append(f"{each.batch:.0f}" if name in _STORES else "-")
+            cells.append(f"{each.store_us:.1f}" if _STORES.get(name) == "redis" else "-")
         memory = f"{each.rss_start:.0f} / {each.rss:.0f} / {each.rss_peak:.0f}"
         cells += ["-" if direct else f"{each.share:.2f}", each.limit, "-" if direct else memory]
         lines.append(_cells(*cells))

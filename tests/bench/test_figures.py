@@ -110,6 +110,20 @@ def test_a_table_has_a_row_for_each_target(results: dict[str, Any]) -> None:
     assert f"| {added:.0f} |" in row
 
 
+def test_the_store_is_told_of_those_that_have_one(results: dict[str, Any]) -> None:
+    w1 = results["workloads"][0]
+    w1["name"] = "w7"
+    redis = rounds(results, "w7", "fastgw-redis")
+    for each in redis:
+        each |= {"requests": 1000, "store_calls": 40, "store_cpu": 0.002}
+    lines = figures.table(w1, results["options"]["cpus"]).splitlines()
+    assert next(line for line in lines if "| fastgw-redis |" in line).split(" | ")[7:9] == [
+        "25",
+        "2.0",
+    ]
+    assert next(line for line in lines if "| nginx |" in line).split(" | ")[7:9] == ["-", "-"]
+
+
 def test_aims_tell_what_was_reached(results: dict[str, Any]) -> None:
     found = {aim.title: aim for aim in figures.aims(results)}
     ratio = found["w1: CPU of fastgw, SQLite / nginx"]

@@ -18,7 +18,7 @@ Floors: a module imports lower floors only (tests/test_structure.py).
     5 engine        engine, exchange, plan, relay, keyring, settlement, recorder, reports, audit
     4 I/O           downstream/, upstream/, store/, flow_control, control
     3 policy        policy/: decisions without I/O or clock
-    2 wire          http1/, sse, usage/: bytes and meaning, without I/O
+    2 wire          http1/, sse, skeleton, usage/: bytes and meaning, without I/O
     1 declarations  config/, metrics, exposition, access_log
     0 ground        model, errors, clock, money, tasks, systemd, compiled
 """

@@ -25,7 +25,8 @@ from fastgw.inspection import REJECTED, unless_rejected, without_asking
 from fastgw.policy.account import Promise
 from fastgw.policy.limit_headers import exceeded, limit_fields
 from fastgw.relay import STREAMS, EditedRelay, Relay, make_meter, whole_answer
-from fastgw.usage.meter import UNMETERED, Metered, read_answer
+from fastgw.usage.answer import read_answer
+from fastgw.usage.meter import UNMETERED, Metered
 from fastgw.usage.watched import WatchedMeter
 
 if TYPE_CHECKING:

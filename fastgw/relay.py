@@ -17,12 +17,12 @@ from fastgw.errors import render, render_event
 from fastgw.http1.body import LAST_CHUNK, chunk
 from fastgw.http1.serialize import status_line
 from fastgw.sse import EventFramer
+from fastgw.usage.answer import JsonMeter
 from fastgw.usage.endings import ending_for
 from fastgw.usage.framing import ArrayFramer, Framer, LineFramer, MessageFramer, exception
 from fastgw.usage.meter import (
     NO_METER,
     InflatingMeter,
-    JsonMeter,
     Meter,
     OpaqueMeter,
     StreamMeter,

@@ -2,7 +2,8 @@
 
 1. A line ends at CRLF, LF or CR, mixed freely; a blank line ends an event.
 2. A read may end anywhere. Only whole events are looked at; an unfinished one waits in a list of
-   pieces, so that an event of many reads is joined once, not copied once a read.
+   pieces, so that an event of many reads is joined once, not copied once a read. Of a large one
+   long strings are left out (see skeleton).
 3. Bytes are not decoded: no byte of a multi-byte character looks like CR, LF, a quote or a colon.
 4. One leading byte-order mark is dropped, by the reader of the payload, not from the bytes.
 
@@ -14,6 +15,8 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, ClassVar
 
+from fastgw.skeleton import LARGE, Unfinished
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -21,22 +24,21 @@ BOM = b"\xef\xbb\xbf"
 _END = re.compile(rb"(?:\r\n|\n|\r(?!\n))(?:\r\n|\n|\r(?!\n))")
 
 
-class EventFramer:
+class EventFramer(Unfinished):
     """Cuts a byte stream at the ends of events.
 
-    `feed` gives the bytes of all events that are complete now, as they came; `held` counts the
-    bytes of the unfinished event, `rest` gives them.
+    `feed` gives the bytes of all events that are complete now, as they came, but for the long
+    strings of one that is larger than LARGE; `held` counts the bytes of the unfinished event.
     """
 
-    __slots__ = ("_last", "_pieces", "held")
+    __slots__ = ("_last",)
 
     ENDS: ClassVar[tuple[bytes, ...]] = (b"}\n\n", b"}\r\n\r\n")
     """How bytes end that are whole events if none is held; the likely one first."""
 
     def __init__(self) -> None:
-        self._pieces: list[bytes] = []
+        super().__init__()
         self._last = b""
-        self.held = 0
 
     def feed(self, data: bytes) -> bytes:
         """The whole events that end within `data`, with what was held before it; or b""."""
@@ -48,28 +50,26 @@ class EventFramer:
         seam = self._last + data
         cut = last_end(seam) - len(self._last)
         if cut <= 0:
-            self._pieces.append(data)
-            self.held += len(data)
+            self._keep(data)
             self._last = seam[-3:]
             return b""
-        self._pieces.append(data[:cut])
-        block = b"".join(self._pieces)
+        first = self.event_end(data) if self.held > LARGE else cut
+        block = self._take(data[:first]) + data[first:cut]
         rest = data[cut:]
-        self._pieces = [rest] if rest else []
-        self.held = len(rest)
+        if rest:
+            self._keep(rest)
         self._last = rest[-3:]
         return block
 
-    def drop(self) -> int:
-        """Forget the unfinished event but for its last bytes; how many were forgotten."""
-        dropped = self.held - len(self._last)
-        self._pieces = [self._last]
-        self.held = len(self._last)
-        return dropped
-
-    def rest(self) -> bytes:
-        """The bytes of the unfinished event; servers often end without the last blank line."""
-        return b"".join(self._pieces)
+    def event_end(self, data: bytes) -> int:
+        """Where in `data` the event that is held ends; 0 if it does not."""
+        seam = self._last + data
+        if b"\r" in seam:
+            match = _END.search(seam)
+            end = match.end() if match is not None else 0
+        else:
+            end = seam.find(b"\n\n") + 2
+        return max(0, end - len(self._last)) if end > 1 else 0
 
     def payloads(self, block: bytes) -> Iterator[bytes]:
         """See the function of that name."""

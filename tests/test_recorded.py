@@ -17,8 +17,9 @@ import orjson
 import pytest
 
 from fastgw.relay import STREAMS
+from fastgw.usage.answer import JsonMeter
 from fastgw.usage.dialects import DIALECTS
-from fastgw.usage.meter import InflatingMeter, JsonMeter, Meter, StreamMeter
+from fastgw.usage.meter import InflatingMeter, Meter, StreamMeter
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

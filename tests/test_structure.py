@@ -25,6 +25,7 @@ FLOORS: dict[str, int] = {
     "metrics": 1,
     "access_log": 1,
     "http1": 2,
+    "skeleton": 2,
     "sse": 2,
     "usage": 2,
     "policy": 3,

@@ -8,7 +8,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from bench.micro.timing import Row, show, timed
-from fastgw.usage.meter import StreamMeter, read_answer
+from fastgw.usage.answer import read_answer
+from fastgw.usage.meter import StreamMeter
 from fastgw.usage.openai import OPENAI
 
 if TYPE_CHECKING:
@@ -45,11 +46,13 @@ def stream(
 ) -> Callable[[], object]:
     """A whole stream of `events` events through a meter, `at_once` in a read; with `ends` its usage
     comes."""
-    reads, data = events // at_once, event * at_once
+    words = [b"%d" % (number * 7919 % 1000) for number in range(events)]
+    each = [event.replace(b" token", b" " + word) for word in words]
+    reads = [b"".join(each[at : at + at_once]) for at in range(0, events, at_once)]
 
     def whole() -> object:
         meter = StreamMeter(OPENAI, strip=strip)
-        for _ in range(reads):
+        for data in reads:
             meter.feed(data)
         if ends:
             meter.feed(LAST)

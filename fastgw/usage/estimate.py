@@ -22,6 +22,9 @@ class Counter(Protocol):
     def add_bytes(self, number: int) -> None:
         """Take text of so many bytes that is not there any more."""
 
+    def add_part(self, text: str, size: int) -> None:
+        """Take a text of about `size` bytes, of which only the samples in `text` are there."""
+
     def add_calls(self, number: int) -> None:
         """Take so many tool calls; what they say is added as text."""
 
@@ -47,6 +50,10 @@ class ByteCounter:
     def add_bytes(self, number: int) -> None:
         """Take text of so many bytes that is not there any more."""
         self._bytes += number
+
+    def add_part(self, text: str, size: int) -> None:
+        """Take a text of `size` bytes."""
+        self._bytes += size
 
     def add_calls(self, number: int) -> None:
         """They cost their text."""

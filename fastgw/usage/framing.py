@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, ClassVar, Protocol
 
 import orjson
 
+from fastgw.skeleton import Skeleton, Unfinished, string_end
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -23,8 +25,21 @@ _MAX_MESSAGE = 24 * 1024 * 1024
 _PRELUDE = struct.Struct(">III")
 _SMALLEST = 16
 """Bytes of a message without headers and payload."""
-_STRUCTURE = re.compile(rb'["{}\[\]]')
-_IN_STRING = re.compile(rb'["\\]')
+_QUOTE = ord('"')
+_OPENS = b"{["
+_STRING = rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"'
+_FLAT = rb'(?:[^"{}\[\]]++|%b)*+' % _STRING
+for _ in range(3):
+    _FLAT = rb'(?:[^"{}\[\]]++|%b|[{\[]%b[}\]])*+' % (_STRING, _FLAT)
+_WITHIN = re.compile(rb"(?s)" + _FLAT)
+"""All within an element up to a bracket that matters: what is whole and three levels deep at most
+is passed over."""
+WINDOW = 8 * 1024
+"""Bytes that are looked at in one go."""
+MOST_MARKS = 8 * 1024
+"""Brackets of one read that are looked at, 3 ms: a read of 256 KiB of events has half as many."""
+MOST_WHOLE = 256 * 1024
+"""A message of AWS up to this size is kept as it is. Events have some hundred bytes."""
 
 
 class Framer(Protocol):
@@ -41,8 +56,15 @@ class Framer(Protocol):
     def feed(self, data: bytes) -> bytes:
         """A block of the whole events that end within `data`; or b""."""
 
-    def drop(self) -> int:
-        """Forget the unfinished event; how many bytes were forgotten."""
+    lost: int
+    """Bytes of events that were too large to be read, until the meter puts 0 there."""
+
+    @property
+    def tail(self) -> bytes:
+        """The end of the last that was lost."""
+
+    def event_end(self, data: bytes) -> int:
+        """Where in `data` the event that is held ends; 0 if it does not, or it does not matter."""
 
     def rest(self) -> bytes:
         """The unfinished event, as a block."""
@@ -57,16 +79,12 @@ class Framer(Protocol):
         """Events in a block, about."""
 
 
-class LineFramer:
+class LineFramer(Unfinished):
     """JSON lines: an event ends at LF."""
 
-    __slots__ = ("_pieces", "held")
+    __slots__ = ()
 
     ENDS: ClassVar[tuple[bytes, ...]] = (b"}\n", b"}\r\n")
-
-    def __init__(self) -> None:
-        self._pieces: list[bytes] = []
-        self.held = 0
 
     def feed(self, data: bytes) -> bytes:
         """See Framer."""
@@ -75,26 +93,15 @@ class LineFramer:
             if data:
                 self._keep(data)
             return b""
-        block = b"".join((*self._pieces, data[:cut]))
-        self._pieces = []
-        self.held = 0
+        first = data.find(b"\n") + 1
+        block = self._take(data[:first]) + data[first:cut]
         if cut < len(data):
             self._keep(data[cut:])
         return block
 
-    def _keep(self, data: bytes) -> None:
-        self._pieces.append(data)
-        self.held += len(data)
-
-    def drop(self) -> int:
+    def event_end(self, data: bytes) -> int:
         """See Framer."""
-        dropped, self.held = self.held, 0
-        self._pieces = []
-        return dropped
-
-    def rest(self) -> bytes:
-        """See Framer."""
-        return b"".join(self._pieces)
+        return data.find(b"\n") + 1
 
     def payloads(self, block: bytes) -> Iterator[bytes]:
         """See Framer."""
@@ -118,61 +125,76 @@ class LineFramer:
 class ArrayFramer(LineFramer):
     """The elements of a JSON array, each an object: how Gemini streams without `alt=sse`."""
 
-    __slots__ = ("_depth", "_escaped", "_quoted")
+    __slots__ = ("_broken", "_depth", "_escaped", "_quoted")
 
     ENDS: ClassVar[tuple[bytes, ...]] = ()
 
     def __init__(self) -> None:
         super().__init__()
+        self._broken = False  # what comes is lost
         self._depth = 0  # of objects, and of arrays within them
         self._quoted = False
         self._escaped = False  # the quote that comes first is part of the string
 
     def feed(self, data: bytes) -> bytes:
         """See Framer."""
+        if self._broken:
+            self.lost += len(data)
+            return b""
         done: list[bytes] = []
-        at = start = 0
+        at = start = marks = 0
         size = len(data)
         while at < size:
             if self._quoted:
                 at = self._string(data, at)
                 continue
-            found = _STRUCTURE.search(data, at)
-            if found is None:
-                break
-            mark = found[0]
-            at = found.end()
-            if mark == b'"':
-                self._quoted = self._depth > 0
-            elif mark in b"{[":
-                if mark == b"{" and not self._depth:
-                    start = found.start()
-                if self._depth or mark == b"{":
-                    self._depth += 1
-            elif self._depth:
+            if not self._depth:
+                start = at = data.find(b"{", at)
+                if at < 0:
+                    break
+            else:
+                limit = min(at + WINDOW, size)
+                match = _WITHIN.match(data, at, limit)
+                assert match is not None
+                at = match.end()
+                if at == limit:
+                    continue
+            mark = data[at]
+            at += 1
+            marks += 1
+            if mark == _QUOTE:
+                self._quoted = True
+            elif mark in _OPENS:
+                self._depth += 1
+            else:
                 self._depth -= 1
                 if not self._depth:
-                    self._keep(data[start:at])
-                    done.append(b"".join(self._pieces).replace(b"\n", b" ").replace(b"\r", b" "))
-                    self.drop()
+                    element = self._take(data[start:at])
+                    done.append(element.replace(b"\n", b" ").replace(b"\r", b" "))
                     start = at
+            if marks == MOST_MARKS:
+                self._broken = True
+                self.lost += self.held + size - start
+                self._pieces, self.held, self._depth = [], 0, 0
+                break
         if self._depth and start < size:
             self._keep(data[start:])
-        return b"\n".join((*done, b"")) if done else b""
+        return b"\n".join((*filter(None, done), b"")) if done else b""
+
+    def event_end(self, data: bytes) -> int:
+        """Its bytes go to the client as they come, so it does not matter."""
+        return 0
 
     def _string(self, data: bytes, at: int) -> int:
         """Go on within a string; returns where to look next."""
         if self._escaped:
             self._escaped = False
             return at + 1
-        found = _IN_STRING.search(data, at)
-        if found is None:
-            return len(data)
-        if found[0] == b'"':
-            self._quoted = False
-        else:
-            self._escaped = True
-        return found.end()
+        end = string_end(data, at)
+        if end < len(data):
+            self._quoted = data[end] != _QUOTE
+            self._escaped = self._quoted
+        return end + 1
 
 
 class MessageFramer(LineFramer):
@@ -184,22 +206,34 @@ class MessageFramer(LineFramer):
     stream is given up: what comes after is held as one unfinished event.
     """
 
-    __slots__ = ("_broken",)
+    __slots__ = ("_broken", "_large", "_need", "_whole")
 
     ENDS: ClassVar[tuple[bytes, ...]] = ()
 
     def __init__(self) -> None:
         super().__init__()
         self._broken = False
+        self._whole: list[bytes] = []  # of the message that is unfinished, if it is not large
+        self._need = _SMALLEST  # bytes of it
+        self._large: _LargeMessage | None = None
 
     def feed(self, data: bytes) -> bytes:
         """See Framer."""
-        self._keep(data)
-        if self._broken or self.held < _SMALLEST:
+        if self._broken:
+            self.lost += len(data)
             return b""
-        buffer = b"".join(self._pieces)
         lines: list[bytes] = []
+        if self._large is not None:
+            data = self._go_on(self._large, data, lines)
+            if not data:
+                return b"".join(lines)
+        self._whole.append(data)
+        self.held += len(data)
+        if self.held < self._need:
+            return b"".join(lines)
+        buffer = b"".join(self._whole)
         at = 0
+        self._need = _SMALLEST
         while len(buffer) - at >= _SMALLEST:
             size, head, check = _PRELUDE.unpack_from(buffer, at)
             if (
@@ -209,43 +243,103 @@ class MessageFramer(LineFramer):
                 self._broken = True
                 break
             if len(buffer) - at < size:
+                self._need = size if size <= MOST_WHOLE else _SMALLEST + head
+                if size > MOST_WHOLE and len(buffer) - at >= self._need:
+                    self._need = _SMALLEST
+                    self._large = _LargeMessage(buffer[at : at + 12 + head], size)
+                    self._go_on(self._large, buffer[at + 12 + head :], lines)
+                    at = len(buffer)
                 break
             end = at + size - 4
             if zlib.crc32(buffer[at:end]) != int.from_bytes(buffer[end : end + 4]):
                 self._broken = True
                 break
             payload = at + 12 + head
-            if line := _line(buffer[at + 12 : payload], buffer[payload:end]):
-                lines.append(line)
+            lines.append(_line(_kind(buffer[at + 12 : payload]), buffer[payload:end]))
             at += size
         rest = buffer[at:]
-        self._pieces = [rest] if rest else []
+        self._whole = [rest] if rest else []
         self.held = len(rest)
-        return b"\n".join((*lines, b"")) if lines else b""
+        if self._large is not None:
+            self.held = self._large.passed
+        return b"".join(lines)
+
+    def _go_on(self, large: _LargeMessage, data: bytes, lines: list[bytes]) -> bytes:
+        """The large message goes on with `data`; returns what comes after it."""
+        rest = large.feed(data)
+        self.held = large.passed
+        if large.passed < large.size:
+            return b""
+        self._large = None
+        self.held = 0
+        if not large.sound:
+            self._broken = True
+        elif large.body.heavy or large.kind == b"chunk":
+            self.lost += large.size
+        else:
+            lines.append(_line(large.kind, b"".join(large.body)))
+        return rest
+
+    def event_end(self, data: bytes) -> int:
+        """See ArrayFramer."""
+        return 0
 
     def rest(self) -> bytes:
         """Nothing: half a message says nothing."""
         return b""
 
 
-def _line(head: bytes, payload: bytes) -> bytes:
-    """One message as a line; b"" for one that says nothing."""
+class _LargeMessage:
+    """A message that is looked at as it passes. `sound`: its CRC is right, `body`: its payload."""
+
+    __slots__ = ("_check", "_end", "body", "kind", "passed", "size")
+
+    def __init__(self, head: bytes, size: int) -> None:
+        """`head`: prelude and headers."""
+        self._check = zlib.crc32(head)
+        self._end = b""
+        self.kind = _kind(head[12:])
+        self.body = Skeleton()
+        self.passed = len(head)
+        self.size = size
+
+    @property
+    def sound(self) -> bool:
+        return int.from_bytes(self._end) == self._check
+
+    def feed(self, data: bytes) -> bytes:
+        """Take what belongs to it; returns the rest."""
+        left = self.size - self.passed
+        part = data[: max(0, left - 4)]
+        self._check = zlib.crc32(part, self._check)
+        self._end += data[len(part) : left]
+        self.body.append(part)
+        self.passed += min(len(data), left)
+        return data[left:]
+
+
+def _kind(head: bytes) -> bytes:
+    """What a message is, by its headers."""
     fields = _headers(head)
-    kind = fields.get(b":event-type") or fields.get(b":exception-type") or b"exception"
     if fields.get(b":message-type") == b"error":
-        kind, payload = (
-            b"exception",
-            orjson.dumps(fields.get(b":error-code", b"").decode("latin-1")),
-        )
+        code = fields.get(b":error-code", b"").decode("latin-1")
+        return b"error" + orjson.dumps(code)
+    return fields.get(b":event-type") or fields.get(b":exception-type") or b"exception"
+
+
+def _line(kind: bytes, payload: bytes) -> bytes:
+    """One message as a line; b"" for one that says nothing."""
+    if kind.startswith(b'error"'):
+        kind, payload = b"exception", kind[5:]
     if kind == b"chunk":
         try:
             inner = orjson.loads(payload)["bytes"]
             payload = binascii.a2b_base64(inner)
         except (ValueError, KeyError, TypeError):
             return b""
-        return payload.replace(b"\n", b" ").replace(b"\r", b" ")
+        return payload.replace(b"\n", b" ").replace(b"\r", b" ") + b"\n"
     payload = payload.replace(b"\n", b" ").replace(b"\r", b" ")
-    return b'{"%b":%b}' % (kind, payload or b"null") if kind.isalnum() else b""
+    return b'{"%b":%b}\n' % (kind, payload or b"null") if kind.isalnum() else b""
 
 
 _SIZES = {0: 0, 1: 0, 2: 1, 3: 2, 4: 4, 5: 8, 8: 8, 9: 16}

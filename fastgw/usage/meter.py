@@ -2,11 +2,12 @@
 
 1. Bytes are looked at on their way, so that a report is charged before the client has it; only an
    extra usage event is taken out of them.
-2. No JSON is parsed in a stream until an event shows a usage that is not null: one regex a block.
-   It cannot match inside a JSON string, where its quotes would be escaped.
-3. Text is not counted while it passes. Blocks wait in a list, folded into a count when it grows
-   past KEEP_BYTES, and only read if the stream ends without usage.
-4. What the provider reported is believed, the last value of each field; what it did not report is
+2. No JSON is parsed in a stream until an event shows a usage that is not null. What comes as whole
+   events is searched once, for a mark that stands in every usage; what has it is looked at.
+3. Text is not counted while it passes. Blocks wait in a list, folded into a count a part at a time
+   when it grows past KEEP_BYTES or KEEP_LONG, and only read if the stream ends without usage.
+4. An event of any size is bounded work for each read: see skeleton.
+5. What the provider reported is believed, the last value of each field; what it did not report is
    counted and marked so: never zero for text that was sent, never twice.
 
 bench/micro/meter.py has the cost of each step.
@@ -14,14 +15,14 @@ bench/micro/meter.py has the cost of each step.
 
 from __future__ import annotations
 
-import re
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
 
 from fastgw.model import NO_USAGE, Usage
-from fastgw.sse import BOM, EventFramer
+from fastgw.skeleton import add_texts
+from fastgw.sse import EventFramer
 from fastgw.usage.estimate import BYTES_PER_TOKEN
-from fastgw.usage.framing import ArrayFramer, LineFramer
 from fastgw.usage.payload import Inflater, read_object, read_objects
+from fastgw.usage.shape import Reader
 from fastgw.usage.tokens import counter_for
 
 if TYPE_CHECKING:
@@ -30,11 +31,6 @@ if TYPE_CHECKING:
     from fastgw.usage.api import Api
     from fastgw.usage.estimate import Counter
     from fastgw.usage.framing import Framer
-
-_TEXT = re.compile(
-    rb'"(?:content|text|reasoning_content|reasoning|refusal|arguments)"\s*:\s*"((?:[^"\\]|\\.)*)'
-)
-"""Text of an answer that is not whole JSON: its last string may lack its end."""
 
 KEEP_BYTES = 64 * 1024
 """Bytes of a stream that wait unread; past it they are counted and let go, unless there is room."""
@@ -51,19 +47,9 @@ HELD_EVENT = 64 * 1024
 EVENT_FRAME = 220
 """Bytes of an event that are not text, about."""
 
-MAX_EVENT = 16 * 1024 * 1024
-"""An unfinished event larger than this is not kept: its bytes count as text."""
-
-PARSE_WHOLE = 64 * 1024
-"""A buffered answer up to this size is parsed whole; of a larger one the end is searched."""
-
-_BLANKS = BOM + b" \t\r\n"
 _DONE = b"[DONE]\n\n"
 _NOTHING = (b"", b"data: [DONE]", b"data:[DONE]")
 """What may follow a report and adds nothing to it."""
-
-KEEP_BODY = 4 * 1024 * 1024
-TAIL = 8 * 1024
 
 
 class Metered(NamedTuple):
@@ -151,6 +137,7 @@ class StreamMeter:
         "_lease",
         "_mark",
         "_passed",
+        "_reader",
         "_room",
         "_search",
         "_strip",
@@ -183,11 +170,12 @@ class StreamMeter:
         self._estimated = 0
         self._held = False  # an event is unfinished
         self._counter: Counter | None = None  # made for the model that answers
+        self._reader: Reader | None = None
         self._covered = -1  # blocks before this one are covered by the last report; -1: none since
         self._at_report = 0  # tokens counted up to the last report
         self._answered: str | None = None  # the model, once somebody wanted to know
         self._last = b""
-        self._passed = 0  # bytes of the unfinished event that the client already has
+        self._passed = False  # the client has what came of the unfinished event
         self.told = 0
 
     def feed(self, data: bytes) -> bytes:
@@ -206,14 +194,19 @@ class StreamMeter:
     def _look(self, data: bytes) -> bytes:
         """As `feed`, whatever `data` is."""
         framer = self._framer
+        if framer.held > HELD_EVENT:
+            end = framer.event_end(data)
+            if 0 < end < len(data):  # of a large event: what follows is looked at by itself
+                return self._look(data[:end]) + self.feed(data[end:])
         block = framer.feed(data)
         self._held = framer.held > 0
+        if framer.lost:
+            self._lose()
         if not block:
-            out = self._hold(data) if self._strip else data
-            if framer.held > MAX_EVENT:
-                self._counting().add_bytes(framer.drop())
-                self._passed = framer.held if self._strip else 0
-            return out
+            if self._held:
+                return self._hold(data) if self._strip else data
+            self._passed = False
+            return data
         self._last = stripped = block
         self._blocks.append(block)
         self._room -= len(block)
@@ -223,29 +216,37 @@ class StreamMeter:
             if not self._usage:
                 self._fold()
             self.told += 1
-        for end in framer.ENDS:
-            if block.endswith(end):
-                self._end = end  # as this stream ends its events
+        for end_ in framer.ENDS:
+            if block.endswith(end_):
+                self._end = end_  # as this stream ends its events
         if self._room < 0:
             self._make_room()
-        if not self._strip:
-            return data
         if self._passed:
-            stripped = block  # its head is out already
-            stripped = stripped[self._passed :]
-            self._passed = 0
-        return stripped
+            self._passed = False  # its head is out already: all of it goes
+            return data
+        return stripped if self._strip else data
 
     def _hold(self, data: bytes) -> bytes:
         """The unfinished event grows: hold it, unless it is too large to be the one to strip."""
         if self._passed:
-            self._passed += len(data)
             return data
         if self._framer.held <= HELD_EVENT:
             return b""
-        held = self._framer.rest()
-        self._passed = len(held)
-        return held
+        self._passed = True
+        return self._framer.rest()
+
+    def _lose(self) -> None:
+        """An event was too large to be read: its bytes are text, its end may be a report."""
+        framer = self._framer
+        counter = self._counting()
+        self._fold()
+        counter.add_bytes(framer.lost)
+        framer.lost = 0
+        usage = self._api.usage_at_end(framer.tail)
+        if usage:
+            self._merge(usage)
+            self._at_report = counter.total()
+            self.told += 1
 
     def _read_usage(self, block: bytes) -> bytes:
         """Note the usage in `block`, which is the last of those that wait; return it without its
@@ -323,21 +324,14 @@ class StreamMeter:
     def _count(self, blocks: list[bytes]) -> None:
         if not blocks:
             return
-        counter, api, block = self._counting(), self._api, b"".join(blocks)
-        calls = b"call" in block or b"tool_use" in block
-        texts: list[str] = []
-        message = None
-        for message in read_objects(self._framer.payloads(block)):
-            texts += api.texts(message)
-            if calls:
-                counter.add_calls(api.calls(message))
-        if message is None:  # events of plain text
-            texts += [
-                payload.decode("utf-8", "replace")
-                for payload in self._framer.payloads(block)
-                if payload[:1] not in (b"{", b"[")
-            ]
-        counter.add("".join(texts))
+        counter = self._counting()
+        if self._reader is None:
+            self._reader = Reader(self._api, self._framer)
+        reader = self._reader
+        add_texts(counter, reader.texts(b"".join(blocks)))
+        if reader.calls:
+            counter.add_calls(reader.calls)
+            reader.calls = 0
 
     def _counting(self) -> Counter:
         if self._counter is None:
@@ -380,6 +374,10 @@ class StreamMeter:
     def finish(self, complete: bool, prompt: Callable[[], int]) -> Metered:
         """The verdict; see Meter."""
         rest = self._framer.rest()
+        held = self._framer.held
+        if held > HELD_EVENT and self._counts:
+            if not any(read_objects(self._framer.payloads(rest))):
+                self._counting().add_bytes(held)
         if rest:
             self._last = rest
             self._blocks.append(rest)
@@ -435,135 +433,6 @@ class StreamMeter:
                         self._answered = self._api.model(message)
                         return self._answered
         return self._answered or ""
-
-
-class JsonMeter:
-    """Watches a buffered answer: keeps it (a large one: its ends) and reads it when it is over."""
-
-    __slots__ = ("_api", "_counts", "_echoes", "_head", "_pieces", "_size")
-
-    def __init__(
-        self,
-        api: Api,
-        *,
-        counts: bool = True,
-        echoes: bool = False,
-    ) -> None:
-        """`counts`: an answer without usage is counted. `echoes`: the answer repeats JSON of the
-        client's, so that the end alone cannot be believed."""
-        self._api = api
-        self._counts = counts
-        self._echoes = echoes
-        self._pieces: list[bytes] = []
-        self._head = b""
-        self._size = 0
-
-    def feed(self, data: bytes) -> bytes:
-        """Keep `data`; it goes to the client as it is."""
-        self._pieces.append(data)
-        self._size += len(data)
-        if self._size > KEEP_BODY:
-            body = b"".join(self._pieces)
-            if not self._head:
-                self._head = body[:TAIL]
-            if len(body) > 2 * TAIL and self._head:
-                self._pieces = [body[-TAIL:]]
-        return data
-
-    def rest(self) -> bytes:
-        """Nothing is ever held back."""
-        return b""
-
-    @property
-    def between_events(self) -> bool:
-        """There are no events."""
-        return False
-
-    @property
-    def told(self) -> int:
-        """Nothing is told before the end."""
-        return 0
-
-    def interim(self, prompt: Callable[[], int]) -> Usage:
-        """Unknown until it is whole."""
-        return NO_USAGE
-
-    def finish(self, complete: bool, prompt: Callable[[], int]) -> Metered:
-        """The verdict; see Meter."""
-        body = self._pieces[0] if len(self._pieces) == 1 else b"".join(self._pieces)
-        if not self._head and (complete or read_object(body) is not None):
-            # All of it; or all but the end of the message.
-            return read_answer(self._api, body, self._counts, self._echoes, prompt)
-        if complete and not self._echoes:
-            found = _search_tail(self._api, body, self._head, prompt)
-            if found is not None:
-                return found
-        if not self._counts:
-            return UNMETERED
-        made = sum(map(len, _TEXT.findall(body))) if not self._head else self._size
-        return Metered(Usage(prompt(), -(-made // BYTES_PER_TOKEN), source="counted"), "", False)
-
-
-def read_answer(
-    api: Api, body: bytes, counts: bool, echoes: bool, prompt: Callable[[], int]
-) -> Metered:
-    """The verdict on a whole buffered answer; the flags are those of JsonMeter."""
-    if len(body) > PARSE_WHOLE and not echoes:
-        found = _search_tail(api, body, body[:TAIL], prompt)
-        if found is not None:
-            return found
-    message = read_object(body)
-    if message is None:
-        return _read_other(api, body, counts, prompt)
-    reported = api.usage_object(message)
-    usage = api.normal_form(reported) if reported is not None else None
-    model = api.model(message)
-    error = message.get("error") is not None and api.failed(message)
-    if usage is not None:
-        if usage.input_tokens < 0:
-            usage = usage._replace(input_tokens=prompt(), source="counted")
-        return Metered(usage, model, error, reported)
-    if error or not counts:
-        return Metered(NO_USAGE, model, error)
-    counter = counter_for(model)
-    counter.add("".join(api.texts(message)))
-    counter.add_calls(api.calls(message))
-    return Metered(Usage(prompt(), counter.total(), source="counted"), model, False)
-
-
-def _read_other(api: Api, body: bytes, counts: bool, prompt: Callable[[], int]) -> Metered:
-    """The verdict on an answer that is no JSON object, whatever its media type says: events, a
-    list, or text."""
-    start = body.lstrip(_BLANKS)
-    framer: Framer | None = None
-    if start.startswith(b"["):
-        framer = ArrayFramer()
-    elif start.startswith(b"{"):
-        framer = LineFramer()
-    elif start.startswith((b"data:", b"event:", b":", b"id:", b"retry:")):
-        framer = EventFramer()
-    if framer is not None:
-        meter = StreamMeter(api, counts=counts, framer=framer)
-        meter.feed(body)
-        found = meter.finish(True, prompt)
-        if found.reported or found.usage.output_tokens or not counts:
-            return found
-    if not counts:
-        return UNMETERED
-    made = -(-len(body) // BYTES_PER_TOKEN)
-    return Metered(Usage(prompt(), made, source="counted"), "", False)
-
-
-def _search_tail(api: Api, body: bytes, head: bytes, prompt: Callable[[], int]) -> Metered | None:
-    """Usage near the end of a large answer; None if it is not found there."""
-    tail = body[-TAIL:]
-    reported = api.usage_at_end(tail)
-    usage = api.normal_form(reported) if reported else None
-    if usage is None:
-        return None
-    if usage.input_tokens < 0:
-        usage = usage._replace(input_tokens=prompt(), source="counted")
-    return Metered(usage, api.model_at(tail) or api.model_at(head), False, reported)
 
 
 class InflatingMeter:

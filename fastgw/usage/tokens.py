@@ -102,6 +102,12 @@ class TokenCounter:
         self.close()
         self._settled += _sampled(self._vocabulary, texts)
 
+    def add_part(self, text: str, size: int) -> None:
+        """Take a text of `size` bytes, of which only the samples in `text` are there."""
+        self.close()
+        seen = len(text.encode("utf-8", "replace"))
+        self._settled += -(-_sampled(self._vocabulary, [text]) * size // max(1, seen))
+
     def close(self) -> None:
         """The text is over; what comes next is another."""
         if self._weight:

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from typing import TYPE_CHECKING
 
+import orjson
 import pytest
 
-from bench.micro import exchange, head, heads, ledger, meter, tokens
+from bench.micro import exchange, head, heads, hostile, ledger, meter, tokens
+from fastgw.skeleton import MOST
+from fastgw.usage.api import Api
+from fastgw.usage.meter import KEEP_LONG
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -56,3 +61,60 @@ def test_with_a_fresh_view_nobody_waits_for_the_store() -> None:
         await bench.close()
 
     asyncio.run(go())
+
+
+@pytest.mark.parametrize("case", hostile.cases(3_000_000), ids=lambda case: case.name)
+def test_no_call_of_the_meter_reads_much_of_a_hostile_answer(
+    case: hostile.Case, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the answer's size: what JSON is read of it in one call, and what is kept of it."""
+    read: list[int] = []
+    loads = orjson.loads
+
+    def counted(data: bytes | str) -> object:
+        read.append(len(data))
+        return loads(data)
+
+    monkeypatch.setattr("orjson.loads", counted)
+    monkeypatch.setattr("json.loads", counted)
+    meter = case.meter()
+    calls = [
+        lambda: meter.interim(lambda: 7),
+        meter.rest,
+        lambda: meter.finish(case.complete, lambda: 7),
+    ]
+    for at in range(0, len(case.body), hostile.READ):
+        data = case.body[at : at + hostile.READ]
+        for call in (lambda data=data: meter.feed(data), *calls[:1]):  # type: ignore[misc]
+            read.clear()
+            call()
+            assert sum(read) <= KEEP_LONG + hostile.READ
+        assert held(meter) <= 2 * MOST + hostile.READ
+    for call in calls:
+        read.clear()
+        call()
+        assert sum(read) <= MOST + KEEP_LONG
+
+
+def held(value: object, seen: set[int] | None = None) -> int:
+    """Bytes that an object of ours and all it refers to keep of an answer."""
+    seen = seen if seen is not None else set()
+    if id(value) in seen:
+        return 0
+    seen.add(id(value))
+    if isinstance(value, bytes | str):
+        return len(value)
+    if isinstance(value, list | tuple | deque):
+        return sum(held(each, seen) for each in value)
+    if not type(value).__module__.startswith("fastgw.") or isinstance(value, Api):
+        return 0
+    names = [name for kind in type(value).__mro__ for name in getattr(kind, "__slots__", ())]
+    return sum(held(getattr(value, name, None), seen) for name in names)
+
+
+@pytest.mark.parametrize("case", hostile.cases(3_000_000), ids=lambda case: case.name)
+def test_a_hostile_answer_costs_what_it_reports_or_what_it_is(case: hostile.Case) -> None:
+    found = hostile.measure(case, 50_000)
+    assert found == hostile.measure(case)._replace(longest=found.longest, all=found.all)
+    if "usage" in case.name and "no" not in case.name and "without" not in case.name:
+        assert (found.output_tokens, found.source) == (9, "reported")

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 import orjson
 
 from fastgw.sse import EventFramer
+from fastgw.usage.answer import read_answer
 from fastgw.usage.framing import ArrayFramer, LineFramer, MessageFramer, message
-from fastgw.usage.meter import Metered, StreamMeter, read_answer
+from fastgw.usage.meter import Metered, StreamMeter
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -8,8 +8,9 @@ import orjson
 import pytest
 
 from fastgw.model import Usage
+from fastgw.usage.answer import read_answer
 from fastgw.usage.anthropic import ANTHROPIC
-from fastgw.usage.meter import Metered, StreamMeter, read_answer
+from fastgw.usage.meter import Metered, StreamMeter
 
 
 def event(kind: str, **more: Any) -> bytes:

@@ -79,7 +79,7 @@ def test_a_stream_as_an_array_may_hold_anything() -> None:
 
 
 def test_an_answer_read_at_once_may_be_an_array_or_events() -> None:
-    from fastgw.usage.meter import read_answer
+    from fastgw.usage.answer import read_answer
 
     for body in (array(event("a", prompt=1, made=2)), sse(event("a", prompt=1, made=2))):
         found = read_answer(GEMINI, body, True, False, lambda: PROMPT)

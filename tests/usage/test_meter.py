@@ -12,13 +12,12 @@ from hypothesis import strategies as st
 
 from fastgw.model import Usage
 from fastgw.sse import EventFramer
+from fastgw.usage.answer import KEEP_BODY, JsonMeter
 from fastgw.usage.meter import (
     HELD_EVENT,
-    KEEP_BODY,
     KEEP_BYTES,
     KEEP_LONG,
     InflatingMeter,
-    JsonMeter,
     Meter,
     Metered,
     StreamMeter,

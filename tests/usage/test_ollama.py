@@ -8,7 +8,7 @@ import orjson
 import pytest
 
 from fastgw.model import Usage
-from fastgw.usage.meter import read_answer
+from fastgw.usage.answer import read_answer
 from fastgw.usage.ollama import OLLAMA
 from tests.usage.answers import PROMPT, answer, lines, watch
 

@@ -146,7 +146,7 @@ def read_answer(
     if usage is not None:
         if usage.input_tokens < 0:
             usage = usage._replace(input_tokens=prompt(), source="counted")
-        return Metered(usage, model, error, reported)
+        return tuple.__new__(Metered, (usage, model, error, reported))  # half the time of Metered()
     if error or not counts:
         return Metered(NO_USAGE, model, error)
     counter = counter_for(model)

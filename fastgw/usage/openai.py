@@ -31,6 +31,9 @@ _REPORTING_TYPES = frozenset(
 )
 """Types whose `usage` at the top counts: audio and images."""
 
+_tuple = tuple.__new__
+"""Makes a named tuple in half the time of its class, which names every field again."""
+
 _DEPLOYMENT = re.compile(r"/deployments/([^/]+)/", re.IGNORECASE)
 
 _FINAL_RESPONSE_EVENTS = frozenset(
@@ -63,10 +66,37 @@ def normal_form(usage: dict[str, Any]) -> Usage | None:
     get = usage.get
     given = get("prompt_tokens")
     made = get("completion_tokens")
+    total = get("total_tokens")
+    inputs = get("prompt_tokens_details")
+    outputs = get("completion_tokens_details")
+    if (
+        len(usage) == 5
+        and type(given) is int
+        and type(made) is int
+        and type(total) is int
+        and total == given + made <= MAX_COUNT
+        and type(inputs) is dict
+        and type(outputs) is dict
+        and given >= 0 <= made
+    ):
+        # OpenAI's own, and nothing else can be in it: 0.7 us instead of 1.1.
+        cached, written = inputs.get("cached_tokens"), inputs.get("cache_write_tokens")
+        reasoning = outputs.get("reasoning_tokens")
+        return _tuple(
+            Usage,
+            (
+                given,
+                made,
+                number(cached) or 0 if cached else 0,
+                number(written) or 0 if written else 0,
+                number(reasoning) or 0 if reasoning else 0,
+                "reported",
+                0,
+            ),
+        )
     if given is None and made is None:
         given = get("input_tokens")
         made = get("output_tokens")
-    total = get("total_tokens")
     if (
         type(given) is not int
         or type(made) is not int
@@ -93,8 +123,8 @@ def normal_form(usage: dict[str, Any]) -> Usage | None:
         given += read + created if beside else 0
     if total is not None and total > given + made:
         made = total - given  # reasoning that completion_tokens leaves out
-    inputs = get("prompt_tokens_details") or get("input_tokens_details")
-    outputs = get("completion_tokens_details") or get("output_tokens_details")
+    inputs = inputs or get("input_tokens_details")
+    outputs = outputs or get("output_tokens_details")
     cached = written = None
     if isinstance(inputs, dict):
         cached = inputs.get("cached_tokens")

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fastgw.model import Usage
 from fastgw.usage import openai
 from fastgw.usage.api import MAX_COUNT
 from fastgw.usage.openai import OPENAI
@@ -235,3 +236,29 @@ def test_reasoning_in_a_list_within_the_content_is_text() -> None:
     thinking = {"type": "thinking", "thinking": [{"type": "text", "text": "so"}]}
     parts = [thinking, {"type": "text", "text": "yes"}, {"type": "reference", "text": 7}, None]
     assert OPENAI.texts({"choices": [{"delta": {"content": parts}}]}) == ["so", "yes"]
+
+
+COUNTS = st.sampled_from([0, 1, 7, MAX_COUNT, MAX_COUNT + 1, -1, None, True, 7.0, 1.5, "7"])
+DETAILS = st.none() | st.fixed_dictionaries(
+    {},
+    optional=dict.fromkeys(("cached_tokens", "cache_write_tokens", "reasoning_tokens"), COUNTS),
+)
+
+
+@given(
+    st.fixed_dictionaries(
+        {"prompt_tokens": COUNTS, "completion_tokens": COUNTS, "total_tokens": COUNTS},
+        optional={"prompt_tokens_details": DETAILS, "completion_tokens_details": DETAILS},
+    ),
+    st.booleans(),
+)
+def test_the_usual_form_means_the_same_as_with_more_members(
+    usage: dict[str, Any], sums: bool
+) -> None:
+    """Five members are read by a way of their own."""
+    counts = usage["prompt_tokens"], usage["completion_tokens"]
+    if sums and all(type(count) is int for count in counts):
+        usage["total_tokens"] = sum(counts)
+    found = openai.normal_form(usage)
+    assert found == openai.normal_form(usage | {"more": 1, "and": 2})
+    assert found is None or type(found) is Usage

@@ -57,6 +57,7 @@ def inspect(plan: Plan, request: RequestHead, body: bytes) -> Inspected:
             settings.model_aliases,
             plan.named,
             plan.streams,
+            plan.clamps,
         )
         if plan.key.rules:
             refuse_unmeterable(plan.operation, message)

@@ -260,6 +260,11 @@ class Counter(Protocol):
         """Take a text of about `size` bytes, of which only `text` is there."""
 
 
+def is_part(text: object) -> bool:
+    """Whether this is a text of which a part was left out."""
+    return isinstance(text, str) and _SECRET in text
+
+
 def add_texts(counter: Counter, texts: Iterable[str]) -> None:
     """Count texts that may have lost long strings."""
     whole = "".join(texts)

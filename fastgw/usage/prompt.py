@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
+from fastgw.skeleton import add_texts, is_part
 from fastgw.usage.estimate import ByteCounter
 from fastgw.usage.tokens import TokenCounter, counter_for
 from fastgw.usage.vocabulary import family_of
@@ -68,6 +69,9 @@ def counted(request: dict[str, Any], model: str, counter: Counter | None = None)
 
 def _take(texts: list[str], counter: Counter) -> None:
     """Feed texts that have nothing to do with each other."""
+    if any(map(is_part, texts)):
+        add_texts(counter, [text for text in texts if is_part(text)])
+        texts = [text for text in texts if not is_part(text)]
     if isinstance(counter, TokenCounter):
         if len(texts) <= FEW and sum(map(len, texts)) <= SHORT:
             for text in texts:

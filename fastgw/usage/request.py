@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import orjson
 
 from fastgw.errors import BadBody, NotMeterable
+from fastgw.skeleton import Skeleton, is_part
 from fastgw.usage.payload import printable, read_object
 
 if TYPE_CHECKING:
@@ -29,6 +30,12 @@ _DISPOSITION = re.compile(
     rb'(?:; filename="[^"\r\n]*")?(?:; filename\*=[^;"\r\n]*)?',
     re.IGNORECASE,
 )
+HUGE = 256 * 1024
+"""A body past this size is read without its long strings, if it holds little else: a megabyte of
+base64 takes 0.2 ms instead of 1."""
+LOOK = 1024
+LOOKS = 16
+
 _ASK = b'"stream_options":{"include_usage":true},'
 
 
@@ -45,15 +52,22 @@ def read_json(
     aliases: Mapping[str, str] | None = None,
     named: str = "",
     streams: bool | None = None,
+    whole: bool = False,
 ) -> RequestBody:
     """Read a JSON body.
 
     `ask_usage`: streams of this operation take `stream_options`. `strict`: the model decides
     whether the request is allowed. `model` and `aliases` replace the model. `named`: the model that
     the path names; the body's is not looked at. `streams`: what the path says of it; where the
-    format streams by itself True, and the body may say no. Raises BadBody.
+    format streams by itself True, and the body may say no. `whole`: the message that is returned
+    will be written anew; else it may lack parts of long strings (see skeleton). Raises BadBody.
     """
-    message = read_object(body)
+    message = None
+    if len(body) > HUGE and not (whole or strict or model or aliases):
+        message = _without_long_strings(body)
+    left_out = message is not None
+    if message is None:
+        message = read_object(body)
     if message is None:
         raise BadBody("the request body is not a JSON object")
     asked = message.get("model")
@@ -77,10 +91,15 @@ def read_json(
             injected = True
             if options is None and "stream_options" not in message and not rewrite:
                 at = body.index(b"{") + 1
-                body = body[:at] + _ASK + body[at:]
+                if len(body) < HUGE:
+                    body = body[:at] + _ASK + body[at:]
+                else:
+                    body = b"".join((body[:at], _ASK, memoryview(body)[at:]))  # one copy, not two
             else:
                 merged = dict(options) if isinstance(options, dict) else {}
                 merged["include_usage"] = True
+                if left_out:
+                    message = read_object(body) or message
                 message["stream_options"] = merged
                 rewrite = True
     if rewrite:
@@ -89,6 +108,19 @@ def read_json(
         except TypeError:
             raise BadBody("the request body holds a value that JSON cannot carry") from None
     return body, message, name, stream, injected
+
+
+def _without_long_strings(body: bytes) -> dict[str, Any] | None:
+    """The message of a large body that consists of images or documents, as far as some looks tell;
+    None of any other, which is read as fast as it is looked through."""
+    looks = [body[at : at + LOOK] for at in range(0, len(body), len(body) // LOOKS)]
+    if sum(b'"' in look or b"\\" in look for look in looks) > LOOKS // 4:
+        return None
+    skeleton = Skeleton((body,))
+    message = read_object(b"".join(skeleton))
+    if message is None or skeleton.heavy or is_part(message.get("model")):
+        return None
+    return message
 
 
 def refuse_unmeterable(operation: str, message: dict[str, Any]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import orjson
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -12,6 +13,8 @@ from hypothesis import strategies as st
 from fastgw.errors import BadBody, NotMeterable
 from fastgw.usage.dialects import DIALECTS
 from fastgw.usage.openai import OPENAI
+from fastgw.usage.payload import read_object
+from fastgw.usage.prompt import prompt_tokens
 from fastgw.usage.request import (
     form_model,
     limit_output,
@@ -305,3 +308,60 @@ def test_where_other_formats_limit_the_output(
     else:
         assert allowed == 4
         assert output_limit(api, operation, message, 1000) == 4
+
+
+IMAGE = "data:image/png;base64," + "QUJD" * 500_000
+
+
+def with_image(**more: Any) -> dict[str, Any]:
+    part = {"type": "image_url", "image_url": {"url": IMAGE}}
+    words = {"type": "text", "text": "What is this?"}
+    return {"model": "gpt-4o", "messages": [{"role": "user", "content": [words, part]}]} | more
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("options", [None, {"other": 1}, {"include_usage": True}])
+def test_of_a_large_body_the_image_is_not_read(
+    stream: bool, options: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = []
+
+    def counted(data: bytes) -> Any:
+        read.append(len(data))
+        return read_object(data)
+
+    value = with_image(stream=stream) | ({"stream_options": options} if options else {})
+    body = orjson.dumps(value)
+    whole = read_json(body, True, False, whole=True)
+    monkeypatch.setattr("fastgw.usage.request.read_object", counted)
+    found = read_json(body, True, False)
+    assert found[0] == whole[0]
+    assert found[2:] == whole[2:]
+    assert prompt_tokens(found[1]) == prompt_tokens(whole[1])
+    rewritten = stream and options == {"other": 1}  # what is written anew must be read
+    assert max(read) == (len(body) if rewritten else min(read))
+    assert min(read) < 10_000
+
+
+def test_a_body_that_is_written_anew_keeps_its_image() -> None:
+    body = orjson.dumps(with_image())
+    for found in (
+        read_json(body, True, True),
+        read_json(body, True, False, "gpt-4o"),
+        read_json(body, True, False, aliases={"a": "b"}),
+    ):
+        assert orjson.loads(found[0]) == with_image()
+    assert read_json(body, True, False, whole=True)[1] == with_image()
+
+
+def test_a_large_text_is_counted_by_samples_whether_it_is_read_or_not() -> None:
+    value = {"model": "m", "prompt": "word" * 500_000, "user": "x"}
+    body = orjson.dumps(value)
+    message = read_json(body, False, False)[1]
+    assert len(message["prompt"]) < 20_000
+    assert prompt_tokens(message) == pytest.approx(prompt_tokens(value), rel=0.02)
+
+
+def test_a_name_of_any_length_is_the_name() -> None:
+    name = "x" * 1_000_000
+    assert read_json(orjson.dumps({"model": name}), False, False)[2] == name

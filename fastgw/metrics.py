@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from prometheus_client import ProcessCollector
 
+from fastgw.config.heap import no_collection
 from fastgw.exposition import Family, families, render
 from fastgw.money import NANO
 
@@ -357,13 +358,16 @@ class Metrics:
         yield "store_settle_seconds", (), "", self.store.seconds
         yield "store_batch_size", (), "", self.store.lines
 
-    async def render(self) -> bytes:
-        """The Prometheus text format (0.0.4). Numbers are copied now, rendered in a thread."""
+    async def render(self, more: Iterable[Sample] = ()) -> bytes:
+        """The Prometheus text format (0.0.4). Numbers are copied now, rendered in a thread; `more`
+        samples are gone through there."""
         numbers = self.numbers()
-        return await asyncio.to_thread(self._render, numbers)
+        return await asyncio.to_thread(self._render, numbers, more)
 
-    def _render(self, numbers: Numbers) -> bytes:
-        return render(self.families(numbers), self._process)
+    def _render(self, numbers: Numbers, more: Iterable[Sample]) -> bytes:
+        with no_collection():
+            self.add_samples(numbers, more)
+            return render(self.families(numbers), self._process)
 
     def families(self, numbers: Numbers) -> list[Metric]:
         """What a scrape shows of these numbers, of this worker or of several."""

@@ -147,7 +147,7 @@ class Worker:
                     config.admin.listen,
                     config.admin.token,
                     Views(
-                        metrics=self._metrics.render,
+                        metrics=self._scrape,
                         ready=self.readiness,
                         status=self._status_alone,
                         budgets=self._budgets,
@@ -411,18 +411,25 @@ class Worker:
         yield Sample("journal_up", (), int(self._journal is not None and not self._journal.full))
         yield Sample("store_up", (), int(self._settlement is not None and self._settlement.up))
 
+    async def _scrape(self) -> bytes:
+        return await self._metrics.render(account_samples(self.account_rows()))
+
     def _samples_alone(self) -> Iterable[Sample]:
-        yield from account_samples(self.account_rows())
         yield Sample("workers", ("ready" if self._ready else "draining",), 1)
         yield Sample("worker_restarts_total", (), 0)
 
     def account_rows(self) -> list[AccountRow]:
-        """Every account of a budget that is configured, as this worker knows it."""
+        """Accounts of the budgets that are configured, as this worker knows them; as many as
+        metrics may show, and all that owe the store something."""
         now = clock.wall()
         limits = {rule.limit.name: rule.limit for rule in self._planner.rules}
-        rows = []
+        rows: list[AccountRow] = []
+        most = self.config.metrics.max_series
         for account in self._ledger.accounts():
-            limit, count = limits.get(account.limit.name), account.count
+            count = account.count
+            if len(rows) >= most and not (count.pending or count.sent):
+                continue
+            limit = limits.get(account.limit.name)
             if limit is None:
                 continue
             if (limit.unit, limit.window.name) != (account.limit.unit, account.limit.window.name):

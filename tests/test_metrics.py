@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import itertools
 import re
 import shutil
 import subprocess
+import threading
 from typing import TYPE_CHECKING
 
 import pytest
@@ -19,7 +21,7 @@ from fastgw.metrics import TOKEN_BUCKETS, Histogram, Metrics, Sample
 from fastgw.model import Usage
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
 KEY = ("/openai", "stub", "chat", "openai", "gpt-4o", "gpt-4o-2024")
 
@@ -200,3 +202,19 @@ def test_a_histogram_equals_counting_one_by_one(values: list[float], folds: int)
         sum(1 for value in values if low < value <= high) for low, high in itertools.pairwise(edges)
     ]
     assert total == pytest.approx(sum(values))
+
+
+def test_samples_of_accounts_are_gone_through_beside_the_loop() -> None:
+    """There may be as many as accounts; the collector does not look at what is made of them."""
+    seen: list[tuple[int, bool]] = []
+
+    def samples() -> Iterator[Sample]:
+        seen.append((threading.get_ident(), gc.isenabled()))
+        yield Sample("budget_used", ("daily", "alice"), 5)
+
+    text = asyncio.run(Metrics(Settings()).render(samples())).decode()
+    assert 'fastgw_budget_used{account="alice",budget="daily"} 5.0' in text
+    ((thread, collects),) = seen
+    assert thread != threading.get_ident()
+    assert not collects
+    assert gc.isenabled()

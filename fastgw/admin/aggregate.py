@@ -17,6 +17,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from fastgw import clock
+from fastgw.config.heap import no_collection
 from fastgw.exposition import add, merge_gauges, render
 from fastgw.metrics import Sample, is_cumulative
 from fastgw.money import NANO
@@ -174,10 +175,11 @@ def exposition(
     process: ProcessSums,
 ) -> bytes:
     """The text of a scrape; `own` is what the supervisor alone knows. For a thread."""
-    numbers = total()
-    numbers.update(own)
-    metrics.add_samples(numbers, account_samples(merge_accounts(rows)))
-    return render(metrics.families(numbers), process)
+    with no_collection():
+        numbers = total()
+        numbers.update(own)
+        metrics.add_samples(numbers, account_samples(merge_accounts(rows)))
+        return render(metrics.families(numbers), process)
 
 
 def sum_status(parts: Iterable[Mapping[str, Any]]) -> dict[str, Any]:

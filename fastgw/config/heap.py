@@ -21,20 +21,27 @@ SLICE = 1000
 
 
 @contextmanager
-def many_made() -> Iterator[None]:
-    """What is made within stays: the collector does not look at it, now or later.
-
-    It is freed nevertheless when nobody refers to it; only circles among it would stay.
-    """
+def no_collection() -> Iterator[None]:
+    """What is made within is let go within, too, and has no circles."""
     collects = gc.isenabled()
     gc.disable()
     try:
         yield
     finally:
-        if gc.get_count()[0] > MANY:
-            gc.freeze()
         if collects:
             gc.enable()
+
+
+@contextmanager
+def many_made() -> Iterator[None]:
+    """What is made within stays: the collector does not look at it, now or later.
+
+    It is freed nevertheless when nobody refers to it; only circles among it would stay.
+    """
+    with no_collection():
+        yield
+        if gc.get_count()[0] > MANY:
+            gc.freeze()
 
 
 def let_go(objects: list[Any]) -> None:

@@ -62,6 +62,16 @@ class AccessLog:
             return
         self._lines.append(line)
 
+    def write_all(self, lines: list[bytes]) -> None:
+        """Log several."""
+        size = sum(map(len, lines)) + len(lines)
+        if self._pending + size > MAX_PENDING:
+            for line in lines:
+                self.write(line)
+            return
+        self._pending += size
+        self._lines += lines
+
     def reopen(self) -> None:
         """Use a new file of the same name from the next write on (log rotation)."""
         self._reopen = True

@@ -30,7 +30,6 @@ if TYPE_CHECKING:
 
     from fastgw.config.tables import Metrics as Settings
     from fastgw.exposition import Numbers
-    from fastgw.model import Usage
 
 TOKEN_BUCKETS = tuple(4.0**power for power in range(14))
 SECONDS = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 80)
@@ -118,13 +117,16 @@ class ExchangeSeries:
     __slots__ = (
         "_outcomes",
         "_sources",
-        "_tokens",
+        "cached_tokens",
         "duration",
+        "input_tokens",
+        "output_tokens",
         "processing",
         "server_duration",
         "spent",
         "time_per_output_token",
         "time_to_first_token",
+        "written_tokens",
     )
 
     def __init__(
@@ -136,7 +138,6 @@ class ExchangeSeries:
         sources: dict[str, int],
     ) -> None:
         self._outcomes = outcomes
-        self._tokens = tokens.histograms
         self.spent = tokens
         self._sources = sources
         self.duration = latency[0].observe
@@ -144,22 +145,19 @@ class ExchangeSeries:
         self.server_duration = server[0].observe
         self.time_to_first_token = server[1].observe
         self.time_per_output_token = server[2].observe
+        of = tokens.histograms
+        self.input_tokens = of["input"].observe
+        self.output_tokens = of["output"].observe
+        self.cached_tokens = of["input_cache_read"].observe
+        self.written_tokens = of["input_cache_write"].observe
 
-    def count(self, method: str, status: int, reason: str) -> None:
-        """One request ended. `reason`: ok, or what refused or ended it."""
-        outcome = (method, status, reason)
-        self._outcomes[outcome] = self._outcomes.get(outcome, 0) + 1
+    def count(self, outcome: tuple[str, int, str], number: int) -> None:
+        """So many requests ended. `outcome`: method, status, and ok or what refused or ended it."""
+        self._outcomes[outcome] = self._outcomes.get(outcome, 0) + number
 
-    def usage(self, usage: Usage) -> None:
-        """What it cost in tokens."""
-        tokens = self._tokens
-        tokens["input"].observe(usage.input_tokens)
-        tokens["output"].observe(usage.output_tokens)
-        if usage.cached_input_tokens:
-            tokens["input_cache_read"].observe(usage.cached_input_tokens)
-        if usage.cache_write_tokens:
-            tokens["input_cache_write"].observe(usage.cache_write_tokens)
-        self._sources[usage.source] = self._sources.get(usage.source, 0) + 1
+    def count_source(self, source: str, number: int) -> None:
+        """So many had their cost from there."""
+        self._sources[source] = self._sources.get(source, 0) + number
 
 
 class StoreSeries:

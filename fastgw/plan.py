@@ -39,11 +39,10 @@ if TYPE_CHECKING:
 
     from fastgw.config.tables import Config, Route, Upstream
     from fastgw.http1.request import RequestHead
-    from fastgw.metrics import ExchangeSeries
     from fastgw.model import Usage
     from fastgw.policy.account import Account
     from fastgw.policy.ledger import Ledger
-    from fastgw.policy.tallies import Tally
+    from fastgw.recorder import Record
     from fastgw.upstream.pool import Pool
     from fastgw.usage.api import Api
     from fastgw.usage.pricing import Price
@@ -158,9 +157,7 @@ class Plan:
         self.request_id = b""
         self.facts: Facts = Facts({}, _no_header, "", "")
         self.accounts: dict[str, tuple[Account, ...]] = {}
-        self.records: dict[
-            tuple[str, str, bool], tuple[ExchangeSeries, bytes, Price | None, Tally | None]
-        ] = {}
+        self.records: dict[tuple[str, str, int, str, str, bool], Record] = {}
 
     def allows_model(self, model: str) -> bool:
         """Whether key and route cover this model; "" is a request that names none."""

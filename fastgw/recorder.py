@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from typing import TYPE_CHECKING, Any
 
@@ -28,17 +29,51 @@ _RECORDS_OF_A_PLAN = 64
 _TOLD = 1000
 """Models without price of which the log tells, once each."""
 
+_AT_ONCE = 256
+"""Exchanges that wait to be told of at most."""
+
 _LINE = (
-    b'{"time":"%b","request_id":"%b","status":%d,"reason":"%b",%b,"stream":%b,"usage_source":"%b",'
-    b'"input_tokens":%d,"output_tokens":%d,"cached_input_tokens":%d,"reasoning_tokens":%d,'
-    b'"cost_usd":%b,'
-    b'"duration_ms":%.3f,"processing_ms":%b,"first_byte_ms":%b,"bytes_in":%d,"bytes_out":%d%b}'
+    b'{"time":"%b","request_id":"%b",%b"input_tokens":%d,"output_tokens":%d,'
+    b'"cached_input_tokens":%d,"reasoning_tokens":%d,"cost_usd":%b,"duration_ms":%.3f,'
+    b'"processing_ms":%b,"first_byte_ms":%b,"bytes_in":%d,"bytes_out":%d%b}'
 )
 """Filled in by hand: a dict of 24 entries and its JSON are four times the cost."""
+_ALIKE = b'"status":%d,"reason":"%b",%b,"stream":%b,"usage_source":"%b",'
+"""The part of a line that is the same for exchanges that end alike."""
+
+
+class Record:
+    """What is the same for all exchanges of a plan that end alike, and the sums of those that did
+    in this turn of the loop: `input`, `output` and `cached` in tokens, `cost` in nano-USD."""
+
+    __slots__ = (
+        "cached", "cost", "input", "line", "number", "outcome", "output", "price", "series",
+        "source", "tally",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        series: ExchangeSeries,
+        outcome: tuple[str, int, str],
+        source: str,
+        line: bytes,
+        price: Price | None = None,
+        tally: Tally | None = None,
+    ) -> None:
+        """`outcome`: method, status, reason. `source`: who said what they cost, "" where nothing
+        was asked of a provider."""
+        self.series = series
+        self.outcome = outcome
+        self.source = source
+        self.line = line
+        self.price = price
+        self.tally = tally
+        self.number = self.input = self.output = self.cached = self.cost = 0
 
 
 class Recorder:
-    """See the module. Called once for each exchange, at its end."""
+    """See the module. `record` is called once for each exchange, at its end. What ended in one turn
+    of the loop is told of together in the next: the same work, with warm caches."""
 
     def __init__(
         self,
@@ -50,6 +85,7 @@ class Recorder:
         """`tallies`: who used what, if that is kept."""
         self._metrics = metrics
         self._tallies = tallies
+        self._ended: list[tuple[Exchange, str, int, str, Metered, float]] = []
         self.use(planner, access_log)
         self._told: set[str] = set()
         self._second = 0
@@ -58,6 +94,8 @@ class Recorder:
 
     def use(self, planner: Planner, access_log: AccessLog) -> None:
         """Record by these from now on."""
+        if self._ended:
+            self.flush()
         self.planner = planner
         self._access_log = access_log
 
@@ -69,80 +107,140 @@ class Recorder:
         verdict: Metered,
     ) -> None:
         """An exchange ended for `reason` and cost `verdict`."""
-        now = clock.monotonic()
-        plan = exchange.plan
-        facts = b""
-        price: Price | None = None
-        tally: Tally | None = None
-        if plan is None:
-            series = self._nowhere
-        else:
-            served = exchange.sent > 0.0 and exchange.status < 400
-            models = (exchange.model, verdict.model, served)
-            bound = plan.records.get(models)
-            if bound is None:
-                if len(plan.records) >= _RECORDS_OF_A_PLAN:
-                    plan.records.clear()
-                bound = plan.records[models] = (
-                    # Whoever is refused may name any model: no series for each.
-                    self._bind(plan, *models[:2]) if served else self._bind(plan, "", ""),
-                    self._facts(exchange, connection, verdict),
-                    self._price(plan, models),
-                    self._tally(plan, models),
-                )
-            series, facts, price, tally = bound
-        request = exchange.request
-        series.count(request.method.decode(), exchange.status, reason)
-        began, sent, first = exchange.began, exchange.sent, exchange.first_byte
-        series.duration(now - began)
-        usage = verdict.usage
-        cost = b"null"
-        if sent:
-            series.processing(sent - began)
-            if usage.source != "none":
-                series.usage(usage)
-                nano = 0
-                if price is not None:
-                    nano = usage.cost or price.cost(usage)
-                    series.spent.cost += nano
-                    # half the cost of the general form
-                    cost = b"0.%09d" % nano if nano < NANO else b"%d.%09d" % divmod(nano, NANO)
-                else:
-                    series.spent.unpriced += 1
-                    if plan is not None and plan.in_usd:
-                        self._unpriced(plan, verdict.model or exchange.model or plan.named)
-                if tally is not None and self._tallies is not None:
-                    self._tallies.add(tally, usage, nano, clock.wall())
-                series.server_duration(now - sent)
+        ended = self._ended
+        if not ended:
+            asyncio.get_running_loop().call_soon(self.flush)
+        elif len(ended) >= _AT_ONCE:
+            self.flush()
+            ended = self._ended
+        ended.append(
+            (exchange, connection.address, connection.bytes_in, reason, verdict, clock.monotonic())
+        )
+
+    def flush(self) -> None:
+        """Tell of all exchanges that ended since the last call."""
+        ended, self._ended = self._ended, []
+        if not ended:
+            return
+        wall = clock.wall()
+        stamp = self._time(wall)
+        writes = self._access_log.enabled
+        lines: list[bytes] = []
+        touched: list[Record] = []
+        for exchange, address, bytes_in, reason, verdict, now in ended:
+            usage = verdict.usage
+            given, made, cached, _, reasoning, said, _ = usage
+            sent = exchange.sent
+            source = said if sent else ""
+            plan = exchange.plan
+            streams = exchange.streams
+            alike = (exchange.model, verdict.model, exchange.status, reason, source, streams)
+            record = plan.records.get(alike) if plan is not None else None
+            if record is None:
+                try:
+                    record = self._record(exchange, address, reason, verdict, source)
+                except Exception:
+                    log.exception("an exchange could not be recorded")
+                    continue
+                if plan is not None:
+                    if len(plan.records) >= _RECORDS_OF_A_PLAN:
+                        plan.records.clear()
+                    plan.records[alike] = record
+            if not record.number:
+                touched.append(record)
+            record.number += 1
+            series = record.series
+            began, first = exchange.began, exchange.first_byte
+            series.duration(now - began)
+            cost = processing = waited = b"null"
+            if sent:
+                series.processing(sent - began)
+                processing = b"%.3f" % ((sent - began) * 1000)
                 if first:
-                    series.time_to_first_token(first - sent)
-                    if exchange.streams and usage.output_tokens > 1:
-                        series.time_per_output_token((now - first) / (usage.output_tokens - 1))
-        log = self._access_log
-        if log.enabled:
-            log.write(
-                _LINE
-                % (
-                    self._time(),
-                    exchange.request_id,
-                    exchange.status,
-                    reason.encode(),
-                    facts or self._facts(exchange, connection, verdict),
-                    b"true" if exchange.streams else b"false",
-                    usage.source.encode(),
-                    usage.input_tokens,
-                    usage.output_tokens,
-                    usage.cached_input_tokens,
-                    usage.reasoning_tokens,
-                    cost,
-                    (now - began) * 1000,
-                    b"%.3f" % ((sent - began) * 1000) if sent else b"null",
-                    b"%.3f" % ((first - sent) * 1000) if sent and first else b"null",
-                    connection.bytes_in,
-                    exchange.bytes_out,
-                    _verbatim(verdict.reported) if verdict.reported else b"",
+                    waited = b"%.3f" % ((first - sent) * 1000)
+                if source != "none":
+                    series.input_tokens(given)
+                    series.output_tokens(made)
+                    record.input += given
+                    record.output += made
+                    if cached:
+                        series.cached_tokens(cached)
+                        record.cached += cached
+                    if usage.cache_write_tokens:
+                        series.written_tokens(usage.cache_write_tokens)
+                    if record.price is not None:
+                        nano = usage.cost or record.price.cost(usage)
+                        record.cost += nano
+                        # half the cost of the general form
+                        cost = b"0.%09d" % nano if nano < NANO else b"%d.%09d" % divmod(nano, NANO)
+                    elif plan is not None and plan.in_usd:
+                        self._unpriced(plan, verdict.model or exchange.model or plan.named)
+                    series.server_duration(now - sent)
+                    if first:
+                        series.time_to_first_token(first - sent)
+                        if streams and made > 1:
+                            series.time_per_output_token((now - first) / (made - 1))
+            if writes:
+                lines.append(
+                    _LINE
+                    % (
+                        stamp,
+                        exchange.request_id,
+                        record.line,
+                        given,
+                        made,
+                        cached,
+                        reasoning,
+                        cost,
+                        (now - began) * 1000,
+                        processing,
+                        waited,
+                        bytes_in,
+                        exchange.bytes_out,
+                        _verbatim(verdict.reported) if verdict.reported else b"",
+                    )
                 )
-            )
+        if lines:
+            self._access_log.write_all(lines)
+        for record in touched:
+            self._sum(record, wall)
+
+    def _record(
+        self, exchange: Exchange, address: str, reason: str, verdict: Metered, source: str
+    ) -> Record:
+        plan, status = exchange.plan, exchange.status
+        line = _ALIKE % (
+            status,
+            reason.encode(),
+            self._facts(exchange, address, verdict),
+            b"true" if exchange.streams else b"false",
+            verdict.usage.source.encode(),
+        )
+        outcome = (exchange.request.method.decode(), status, reason)
+        if plan is None:
+            return Record(self._nowhere, outcome, source, line)
+        served = source != "" and status < 400
+        models = (exchange.model, verdict.model, served)
+        # Whoever is refused may name any model: no series for each.
+        series = self._bind(plan, *models[:2]) if served else self._bind(plan, "", "")
+        price, tally = self._price(plan, models), self._tally(plan, models)
+        return Record(series, outcome, source, line, price, tally)
+
+    def _sum(self, record: Record, now: float) -> None:
+        """Hand over what those that ended alike came to."""
+        number, record.number = record.number, 0
+        series = record.series
+        series.count(record.outcome, number)
+        if record.source in ("", "none"):
+            return
+        sums = (number, record.input, record.output, record.cached, record.cost)
+        record.input = record.output = record.cached = record.cost = 0
+        series.count_source(record.source, number)
+        series.spent.cost += sums[4]
+        if record.price is None:
+            series.spent.unpriced += number
+        if record.tally is not None and self._tallies is not None:
+            self._tallies.add(record.tally, sums, now)
 
     def _price(self, plan: Plan, models: tuple[str, str, bool]) -> Price | None:
         asked, answered, served = models
@@ -170,24 +268,21 @@ class Recorder:
         model = clean(answered or asked)
         return self._tallies.find(plan.key.name, plan.route.upstream, model, labels)
 
-    def _time(self) -> bytes:
+    def _time(self, now: float) -> bytes:
         """The wall clock, RFC 3339 with milliseconds; the text is made once a second."""
-        now = clock.wall()
         second = int(now)
         if second != self._second:
             self._second = second
             self._stamp = clock.timestamp(second)[:-4].encode()
         return b"%b%03dZ" % (self._stamp, (now - second) * 1000)
 
-    def _facts(
-        self, exchange: Exchange, connection: DownstreamConnection, verdict: Metered
-    ) -> bytes:
+    def _facts(self, exchange: Exchange, address: str, verdict: Metered) -> bytes:
         """The part of a line that is the same for all requests of a plan with these models."""
         plan = exchange.plan
         request = exchange.request
         fields = {
             "key": plan.key.name if plan is not None else "",
-            "client": connection.address,
+            "client": address,
             "method": request.method.decode(),
             "path": plan.path if plan is not None else _printable(request.path),
             "route": "" if plan is None or plan.informs else plan.route.path_prefix,
@@ -202,7 +297,7 @@ class Recorder:
         self, connection: DownstreamConnection, refusal: Refusal, request_id: bytes
     ) -> None:
         """Bytes that were no request were answered with `refusal`."""
-        self._nowhere.count("", refusal.status, refusal.code)
+        self._nowhere.count(("", refusal.status, refusal.code), 1)
         if self._access_log.enabled:
             self._access_log.write(
                 quote(

@@ -269,6 +269,8 @@ class Worker:
         if self._orphans is not None:
             self._orphans.cancel()
             await asyncio.wait({self._orphans}, timeout=1)
+        if self._recorder is not None:
+            self._recorder.flush()
         if self._tallies is not None:
             self._tallies.flush()
         if self._settlement is not None:

@@ -16,6 +16,7 @@ from fastgw.config.tables import Metrics as Settings
 from fastgw.errors import Refusal
 from fastgw.metrics import _SAMPLED, Metrics, Sample
 from fastgw.model import Usage
+from tests.series import use
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("bench/*.md")])
@@ -50,8 +51,8 @@ def test_every_code_is_explained_with_its_status_and_type() -> None:
 def test_every_metric_is_explained() -> None:
     metrics = Metrics(Settings(labels={"user_id": "apiKey.user_id"}), "1.0")
     series = metrics.series(("/openai", "stub", "chat", "openai", "m", "m", "alice"))
-    series.count("POST", 200, "ok")
-    series.usage(Usage(10, 9, source="reported"))
+    series.count(("POST", 200, "ok"), 1)
+    use(series, Usage(10, 9, source="reported"))
     series.spent.cost = series.spent.unpriced = 1
     for observe in (
         series.duration,

@@ -19,6 +19,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from fastgw.config.tables import Metrics as Settings
 from fastgw.metrics import TOKEN_BUCKETS, Histogram, Metrics, Sample
 from fastgw.model import Usage
+from tests.series import use
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -44,10 +45,10 @@ def names(found: Iterable[tuple[str, object]]) -> set[str]:
 def test_counts_of_an_exchange() -> None:
     metrics = Metrics(Settings())
     series = metrics.series(KEY)
-    series.count("POST", 200, "ok")
-    series.count("POST", 200, "ok")
-    series.count("POST", 429, "budget_exceeded")
-    series.usage(Usage(9, 10, 4, 2, 1, "reported"))
+    series.count(("POST", 200, "ok"), 1)
+    series.count(("POST", 200, "ok"), 1)
+    series.count(("POST", 429, "budget_exceeded"), 1)
+    use(series, Usage(9, 10, 4, 2, 1, "reported"))
     found = scrape(metrics)
     labels = {"route": "/openai", "upstream": "stub", "method": "POST"}
     ok = frozenset({**labels, "status": "200", "reason": "ok"}.items())
@@ -77,7 +78,7 @@ def test_counts_of_an_exchange() -> None:
 def test_buckets_are_cumulative_and_end_in_inf() -> None:
     metrics = Metrics(Settings())
     for tokens in (1, 2, 4, 5, 10**9):
-        metrics.series(KEY).usage(Usage(tokens, 0, 0, 0, 0, "reported"))
+        use(metrics.series(KEY), Usage(tokens, 0, 0, 0, 0, "reported"))
     found = scrape(metrics)
     buckets = {
         dict(labels)["le"]: value
@@ -96,7 +97,7 @@ def test_buckets_are_cumulative_and_end_in_inf() -> None:
 @pytest.mark.parametrize(("full", "expected"), [(False, 1), (True, len(TOKEN_BUCKETS) + 1)])
 def test_labels_of_ones_own_cost_no_buckets_unless_asked(full: bool, expected: int) -> None:
     metrics = Metrics(Settings(labels={"user_id": "apiKey.user_id"}, label_buckets=full))
-    metrics.series((*KEY, "alice")).usage(Usage(9, 10, 0, 0, 0, "reported"))
+    use(metrics.series((*KEY, "alice")), Usage(9, 10, 0, 0, 0, "reported"))
     found = scrape(metrics)
     buckets = [
         labels
@@ -110,7 +111,7 @@ def test_labels_of_ones_own_cost_no_buckets_unless_asked(full: bool, expected: i
 def test_a_label_without_value_is_unknown_and_an_odd_one_is_made_printable() -> None:
     metrics = Metrics(Settings(labels={"team": "apiKey.team"}))
     for team in ("", 'a"b\\c\nd', "x" * 1000, "ü😀"):
-        metrics.series((*KEY, team)).count("POST", 200, "ok")
+        metrics.series((*KEY, team)).count(("POST", 200, "ok"), 1)
     teams = {
         dict(labels)["team"] for name, labels in scrape(metrics) if name == "fastgw_requests_total"
     }
@@ -121,8 +122,8 @@ def test_series_past_the_cap_count_under_other_and_nothing_is_lost() -> None:
     metrics = Metrics(Settings(labels={"user": "apiKey.user"}, max_series=20))
     for user in range(500):
         series = metrics.series((*KEY[:4], f"model-{user}", "", f"user-{user}"))
-        series.count("POST", 200, "ok")
-        series.usage(Usage(1, 2, 0, 0, 0, "reported"))
+        series.count(("POST", 200, "ok"), 1)
+        use(series, Usage(1, 2, 0, 0, 0, "reported"))
     found = scrape(metrics)
     requests = {
         dict(labels)["user"]: value
@@ -135,7 +136,7 @@ def test_series_past_the_cap_count_under_other_and_nothing_is_lost() -> None:
     tokens = [v for (name, _), v in found.items() if name == "fastgw_gen_ai_client_tokens_total"]
     assert sum(tokens) == 1500
     # a combination that was there before goes on under its own name
-    metrics.series((*KEY[:4], "model-0", "", "user-0")).count("POST", 200, "ok")
+    metrics.series((*KEY[:4], "model-0", "", "user-0")).count(("POST", 200, "ok"), 1)
     again = scrape(metrics)
     assert sum(v for (n, labels), v in again.items() if ("user", "user-0") in labels) > sum(
         v for (n, labels), v in found.items() if ("user", "user-0") in labels
@@ -169,8 +170,8 @@ def test_every_family_has_help_and_type_and_stands_once() -> None:
     metrics = Metrics(Settings(labels={"user_id": "apiKey.user_id"}))
     for user in ("alice", "bob"):
         series = metrics.series((*KEY, user))
-        series.count("POST", 200, "ok")
-        series.usage(Usage(9, 10, 4, 2, 1, "counted"))
+        series.count(("POST", 200, "ok"), 1)
+        use(series, Usage(9, 10, 4, 2, 1, "counted"))
         for observe in (series.duration, series.processing, series.server_duration):
             observe(0.01)
         series.time_to_first_token(0.02)

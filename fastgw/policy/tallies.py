@@ -19,7 +19,6 @@ from fastgw.policy.window import USAGE, USAGE_KEYS, AccountName, EpochWindow, ac
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from fastgw.model import Usage
     from fastgw.policy.account import Count
     from fastgw.policy.ledger import Ledger
 
@@ -77,29 +76,20 @@ class Tallies:
             found = self._tallies[wanted] = Tally(wanted)
         return found
 
-    def add(self, tally: Tally, usage: Usage, cost: int, now: float) -> None:
-        """One exchange, and what it cost in nano-USD."""
+    def add(self, tally: Tally, sums: tuple[int, int, int, int, int], now: float) -> None:
+        """What exchanges came to, in the order of UNITS."""
         if now >= tally.end:
             self._roll(tally, now)
         if not tally.dirty:
             tally.dirty = True
             self._dirty.append(tally)
-        requests, given, made, cached, spent = tally.counts
-        requests.pending += 1
-        given.pending += usage.input_tokens
-        made.pending += usage.output_tokens
-        spent.pending += cost
-        if usage.cached_input_tokens:
-            cached.pending += usage.cached_input_tokens
         slots = self._ledger.slots
-        if slots is not None and tally.kept:
-            words = slots.words
-            words[requests.slot] += 1
-            words[given.slot] += usage.input_tokens
-            words[made.slot] += usage.output_tokens
-            words[spent.slot] += cost
-            if usage.cached_input_tokens:
-                words[cached.slot] += usage.cached_input_tokens
+        words = slots.words if slots is not None and tally.kept else None
+        for count, amount in zip(tally.counts, sums, strict=True):
+            if amount:
+                count.pending += amount
+                if words is not None:
+                    words[count.slot] += amount
 
     def _roll(self, tally: Tally, now: float) -> None:
         """Begin the day that holds `now`."""

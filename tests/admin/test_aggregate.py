@@ -23,6 +23,7 @@ from fastgw.admin.aggregate import (
 from fastgw.config.tables import Metrics as Settings
 from fastgw.metrics import Metrics, Sample
 from fastgw.model import Usage
+from tests.series import use
 
 if TYPE_CHECKING:
     from fastgw.exposition import Numbers
@@ -48,8 +49,8 @@ def text_of(totals: Totals, own: Numbers, rows: list[AccountRow]) -> dict[str, f
 def work(metrics: Metrics, number: int) -> None:
     for _ in range(number):
         series = metrics.series(KEY)
-        series.count("POST", 200, "ok")
-        series.usage(Usage(9, 10, source="reported"))
+        series.count(("POST", 200, "ok"), 1)
+        use(series, Usage(9, 10, source="reported"))
         series.duration(0.02)
     metrics.store.settled(0.001, 2)
 

@@ -66,10 +66,10 @@ def test_the_store_holds_the_sum_of_every_day(steps: list[object]) -> None:
         else:
             assert isinstance(step, tuple)
             key, model, usage, cost = step
-            tallies.add(bound[key, model], usage, cost, now)
             amounts = (
                 1, usage.input_tokens, usage.output_tokens, usage.cached_input_tokens, cost,
             )  # fmt: skip
+            tallies.add(bound[key, model], amounts, now)
             for unit, amount in zip(UNITS, amounts, strict=True):
                 if amount:
                     place = (int(now // DAY), (key, "u", model), unit)
@@ -84,7 +84,7 @@ def test_what_is_dirty_waits_for_a_refresh_and_goes_once() -> None:
     tallies = Tallies(ledger, KEPT, 100)
     tally = tallies.find("a", "u", "m", ["team=x"])
     for _ in range(3):
-        tallies.add(tally, Usage(10, 9), 5, NOON)
+        tallies.add(tally, (1, 10, 9, 0, 5), NOON)
     assert not ledger.has_work
     tallies.refresh(NOON)
     batch = ledger.take()
@@ -116,7 +116,7 @@ def test_a_day_that_is_over_gives_its_places_back(tmp_path: Path) -> None:
     for day in range(5):
         now = NOON + day * DAY
         for number in range(100):
-            tallies.add(tallies.find(f"key-{number}", "u", "m", ()), Usage(1, 1), 1, now)
+            tallies.add(tallies.find(f"key-{number}", "u", "m", ()), (1, 1, 1, 0, 1), now)
         for _ in range(3):
             tallies.refresh(now)
             settle(ledger, store, now)
@@ -135,7 +135,7 @@ def test_a_crash_loses_nothing_and_a_restart_goes_on(tmp_path: Path) -> None:
         tallies = Tallies(ledger, KEPT, 100)
         tally = tallies.find("a", "u", "m", ())
         for _ in range(5):
-            tallies.add(tally, Usage(10, 9, 2), 7, NOON)
+            tallies.add(tally, (1, 10, 9, 2, 7), NOON)
         if boot == 1:
             tallies.refresh(NOON)
             assert ledger.take() is not None  # sent, and never answered
@@ -170,10 +170,10 @@ def test_who_takes_a_journal_over_keeps_the_places_of_what_is_counted_on(tmp_pat
         settle(ledger, store)  # what the one before us left
         tally = tallies.find("alice", "openai", "gpt-4o", ())
         for _ in range(3):
-            tallies.add(tally, Usage(10, 5), 7, NOON)
+            tallies.add(tally, (1, 10, 5, 0, 7), NOON)
             tallies.refresh(NOON)
             settle(ledger, store)
             tallies.refresh(NOON)  # nothing is owed at this moment
-        tallies.add(tally, Usage(10, 5), 7, NOON)  # owed as it dies
+        tallies.add(tally, (1, 10, 5, 0, 7), NOON)  # owed as it dies
         kept.close()
         assert sums(store)[30_000, tally.values, "requests"] == 4 * number - 1

@@ -259,7 +259,6 @@ class Asking:
             full = engine.ledger.refuses(self._accounts)
             if full is not None:
                 raise exceeded(full, clock.wall())
-            engine.settlement.wake()
         self._acquire()
 
     def _reserve(self) -> None:

@@ -281,7 +281,6 @@ class Exchange(Asking):
             self._promises = [Promise(account) for account in accounts]
         exact = self._watch is not None
         engine.ledger.charge(self._promises, usage, clock.wall(), final=exact)
-        engine.settlement.wake()
 
     def _priced(self, usage: Usage, answered: str = "") -> Usage:
         return self._engine.planner.priced(self.plan, self.model, usage, answered)
@@ -401,7 +400,6 @@ class Exchange(Asking):
             engine.ledger.release(self._promises)
         elif usage.source != "none":
             engine.ledger.debit(accounts, usage, clock.wall())
-        engine.settlement.wake()
         return verdict
 
     def _finish(self, reason: str, verdict: Metered) -> None:
@@ -410,7 +408,8 @@ class Exchange(Asking):
         if self.phase == "drain":
             engine.drains.over(self)
         self.phase = "finished"
-        verdict = self._pay(verdict)
+        if self._accounts:
+            verdict = self._pay(verdict)
         if self._relay is not None:
             self.bytes_out = self._relay.sent
         if self._held:

@@ -81,6 +81,14 @@ def whole_answer(
     request: RequestHead, head: ResponseHead, extra: bytes, body: bytes, closes: bool
 ) -> bytes:
     """An answer that is here in full, as one message of known size."""
+    status = head.status
+    if request.minor and not closes and status == 200 and request.method != b"HEAD":
+        return b"HTTP/1.1 200 OK\r\n%b%bcontent-length: %d\r\n\r\n%b" % (
+            head.fields,
+            extra,
+            len(body),
+            body,
+        )
     if request.method == b"HEAD" or head.status in (204, 304):
         framing = b"connection: close\r\n" if closes else b""
     elif closes:

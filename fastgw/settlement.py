@@ -77,7 +77,8 @@ class Settlement:
         self._hurry = asyncio.Event()
         self.up = True
         self.wake: Callable[[], None] = self._wake.set
-        """Tell it that the ledger has debits. Cheap; may be called any number of times."""
+        """Tell it that the ledger has work. Cheap; may be called any number of times."""
+        ledger.wake = self.wake
 
     def start(self) -> None:
         """Begin. Call once, in the loop."""

@@ -217,7 +217,12 @@ class DownstreamConnection(asyncio.Protocol):
         """Bytes from the client."""
         state = self._state
         if state == "idle":
-            self._read(data)
+            memo = self._memo
+            end = memo.match(data)
+            if end and memo.length == len(data) - end and memo.head is not None:
+                self._begin(memo.head, memo.length, data, end)  # one whole request, as mostly
+            else:
+                self._read(data)
         elif state in ("answering", "head", "opening"):
             if state == "opening":
                 self._read(data)
@@ -397,10 +402,8 @@ class DownstreamConnection(asyncio.Protocol):
     def _read_head(self, data: bytes, fresh: int) -> bytes:
         memo = self._memo
         end = memo.match(data)
-        if end:
-            length = memo.length(data, end)
-            if length != UNSIZED and memo.head is not None:
-                return self._begin(memo.head, length, data, end)
+        if end and memo.length != UNSIZED and memo.head is not None:
+            return self._begin(memo.head, memo.length, data, end)
         if data[:2] == b"\r\n":
             data = data[2:]  # one empty line before a request line is ignored (RFC 9112, 2.2)
             if not data:

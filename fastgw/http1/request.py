@@ -219,10 +219,12 @@ _SILENT = _Silent()
 class HeadMemo:
     """Recognises a head equal to the last one of its connection but for Content-Length's digits."""
 
-    __slots__ = ("_after", "_before", "head")
+    __slots__ = ("_after", "_before", "head", "length")
 
     def __init__(self) -> None:
         self.head: RequestHead | None = None
+        self.length = 0
+        """Content-Length of the head that `match` has found; UNSIZED if it is not sound."""
         self._before = b""
         self._after = b""
 
@@ -247,25 +249,18 @@ class HeadMemo:
         """Compare the start of `data` with the head kept.
 
         Returns the end of the head in `data`, or 0 where it differs or is not there in full.
-        The length is read by `length`.
         """
         before = self._before
         if self.head is None or not data.startswith(before):
             return 0
         after = self._after
+        start = len(before)
         if not after:
-            return len(before)
-        end = data.find(b"\r\n", len(before))
+            self.length = 0
+            return start
+        end = data.find(b"\r\n", start)
         if end < 0 or not data.startswith(after, end):
             return 0
+        digits = data[start:end]
+        self.length = int(digits) if digits.isdigit() and end - start <= 18 else UNSIZED
         return end + len(after)
-
-    def length(self, data: bytes, end: int) -> int:
-        """Content-Length of the head that `match` found to end at `end`; UNSIZED if not sound."""
-        after = self._after
-        if not after:
-            return 0
-        digits = data[len(self._before) : end - len(after)]
-        if not digits.isdigit() or len(digits) > 18:
-            return UNSIZED
-        return int(digits)

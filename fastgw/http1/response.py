@@ -2,18 +2,19 @@
 
 Lines are split at CRLF alone and each must be, as a whole, `token ":" value` without control bytes:
 that refuses bare CR and LF, NUL, folding and blanks before the colon in one go. Most lines are the
-same from answer to answer, so what a line means is looked up before it is worked out; only lines
-that vary are matched (bench/micro/heads.py). llhttp would check no more and be asked each time.
+same from answer to answer, so what a line means is looked up before it is worked out, and so is a
+whole head where no more than its date varies (bench/micro/heads.py). llhttp would check no more and
+be asked each time.
 """
 
 from __future__ import annotations
 
 import re
 
-from fastgw.http1.headers import HOP_BY_HOP, tokens
+from fastgw.http1.headers import HOP_BY_HOP, TOKEN, tokens
 
 _STATUS_LINE = re.compile(rb"HTTP/1\.([01]) ([1-5][0-9]{2})(?: [\t\x20-\x7e\x80-\xff]*)?")
-_FIELD = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+):([\t\x20-\x7e\x80-\xff]*)")
+_VALUE_BYTES = bytes([9, *range(0x20, 0x7F), *range(0x80, 0x100)])
 _KEEP_ALIVE_TIMEOUT = re.compile(rb"timeout=([0-9]{1,6})", re.IGNORECASE)
 
 UNTIL_CLOSE = -1
@@ -46,6 +47,12 @@ _RATE_LIMITS = (b"x-ratelimit-", b"ratelimit", b"anthropic-ratelimit-")
 _MEMO: dict[bytes, tuple[int, bytes]] = {}
 _MEMO_LINES = 2048
 _MEMO_WIDTH = 256
+_NAMES: dict[bytes, tuple[int, bool]] = {}
+"""Kind of each field name, and whether its value varies from answer to answer."""
+_MEMO_NAMES = 512
+_HEADS: tuple[dict[bytes, ResponseHead], ...] = ({}, {})
+"""Heads by their bytes: without and with rate limits."""
+_MEMO_HEADS = 256
 _VARYING = frozenset(
     {b"date", b"set-cookie", b"cf-ray", b"openai-processing-ms", b"etag", b"age", b"x-request-id"}
 )
@@ -61,7 +68,8 @@ class ResponseHead:
     `fields` are the header lines the client may see, each ended by CRLF, without any framing field.
     `length` is the body's size in bytes, CHUNKED or UNTIL_CLOSE. `media` is the lower-case media
     type without parameters, `encoding` the lower-case content coding ("" = identity).
-    `keep_for` is the provider's own idle time-out in seconds, 0 where it names none.
+    `keep_for` is the provider's own idle time-out in seconds, 0 where it names none. Never changed
+    once it is read: answers that begin alike share one.
     """
 
     __slots__ = (
@@ -93,6 +101,10 @@ def read_response_head(
 
     `request_method` decides whether a body can follow (RFC 9112, 6.3). Raises BadResponse.
     """
+    heads = _HEADS[keep_rate_limit]
+    seen = heads.get(head)
+    if seen is not None and request_method != b"HEAD":
+        return seen
     lines = head[:-4].split(b"\r\n")
     first = _STATUS_LINE.fullmatch(lines[0])
     if first is None:
@@ -104,9 +116,14 @@ def read_response_head(
     kept: list[bytes] = []
     named: list[bytes] = []
     memo = _MEMO
+    new = 0
     length = UNTIL_CLOSE
     for line in lines:
-        kind, value = memo.get(line) or _read_line(line)
+        found = memo.get(line)
+        if found is None:
+            found = _read_line(line)
+            new += 1
+        kind, value = found
         if kind == _KEEP:
             kept.append(line)
         elif kind == _LENGTH:
@@ -146,28 +163,48 @@ def read_response_head(
         length = 0
         response.bodyless = True
     response.length = length
+    if new <= 1 and request_method != b"HEAD":
+        if len(heads) >= _MEMO_HEADS:
+            heads.clear()
+        heads[head] = response
     return response
 
 
 def _read_line(line: bytes) -> tuple[int, bytes]:
     """What a header line means, and its value in the form that is compared."""
-    match = _FIELD.fullmatch(line)
-    if match is None:
+    name, colon, value = line.partition(b":")
+    known = _NAMES.get(name)
+    if known is None:
+        known = _read_name(name)
+    if not colon or value.translate(None, _VALUE_BYTES):
         raise BadResponse("not a well-formed header field")
-    name = match[1].lower()
-    kind = _KINDS.get(name, _KEEP)
-    if kind == _KEEP and name.startswith(_RATE_LIMITS):
-        return _RATE_LIMIT, b""
-    value = b""
-    if kind > _RATE_LIMIT:
-        value = match[2].strip(b" \t").lower()
+    kind, varies = known
+    if kind <= _RATE_LIMIT:
+        value = b""
+    else:
+        value = value.strip(b" \t").lower()
         if kind == _MEDIA:
             value = value.partition(b";")[0].strip(b" \t")
         elif kind == _ENCODING and value == b"identity":
             value = b""
     meaning = (kind, value)
-    if name not in _VARYING and len(line) <= _MEMO_WIDTH:
+    if not varies and len(line) <= _MEMO_WIDTH:
         if len(_MEMO) >= _MEMO_LINES:
             _MEMO.clear()
         _MEMO[line] = meaning
     return meaning
+
+
+def _read_name(name: bytes) -> tuple[int, bool]:
+    """The kind of a field, and whether its value varies."""
+    if not TOKEN.fullmatch(name):
+        raise BadResponse("not a well-formed header field")
+    lower = name.lower()
+    kind = _KINDS.get(lower, _KEEP)
+    if kind == _KEEP and lower.startswith(_RATE_LIMITS):
+        kind = _RATE_LIMIT
+    known = (kind, kind == _RATE_LIMIT or lower in _VARYING)
+    if len(_NAMES) >= _MEMO_NAMES:
+        _NAMES.clear()
+    _NAMES[name] = known
+    return known

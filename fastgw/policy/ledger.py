@@ -30,7 +30,7 @@ from fastgw.policy.account import Account, Count, Limit, Promise
 from fastgw.policy.window import FAR, GRACE
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from fastgw.model import Owed, Settled, Usage
 
@@ -79,6 +79,10 @@ class Slots(Protocol):
         """A name for this writer that nobody else has."""
 
 
+def _nobody() -> None:
+    """No settlement yet."""
+
+
 class Ledger:
     """All accounts that this worker serves. Times are epoch seconds, amounts integers."""
 
@@ -94,6 +98,8 @@ class Ledger:
         """`writer` names this worker for the store. `max_staleness` in seconds; infinity where no
         other process can debit. `slots`, the last `sequence` it began and what is `owed` come from
         the journal of whoever had this name before."""
+        self.wake: Callable[[], None] = _nobody
+        """Called as a count begins to wait for the next batch; the settlement sets it."""
         self._writer = writer
         self._sequence = sequence
         self._max_staleness = min(max_staleness, 1e15)  # NEVER is older than any
@@ -242,6 +248,7 @@ class Ledger:
 
     def refuses(self, accounts: Iterable[Account]) -> Account | None:
         """The first account that is used up, or None: then `requests` units are debited."""
+        counted = False
         for account in accounts:
             count = account.count
             limit = account.limit
@@ -249,7 +256,10 @@ class Ledger:
                 limit.refusals += 1
                 if not limit.shadow:
                     return account
-        self.admit(accounts)
+            if limit.unit == "requests":
+                counted = True
+        if counted:
+            self.admit(accounts)
         return None
 
     def admit(self, accounts: Iterable[Account]) -> None:
@@ -358,12 +368,18 @@ class Ledger:
 
     def debit(self, accounts: Iterable[Account], usage: Usage, now: float) -> None:
         """Charge what an exchange cost to every account, in the window that is current now."""
+        slots = self._slots
         for account in accounts:
             amount = account.limit.cost(usage)
             if amount:
                 if now >= account.end:
                     self._roll(account, now)
-                self._add(account.count, amount)
+                count = account.count
+                if count.queued and slots is not None and count.slot:
+                    count.pending += amount
+                    slots.words[count.slot] += amount
+                else:
+                    self._add(count, amount)
 
     def charge(
         self, promises: Iterable[Promise], usage: Usage, now: float, *, final: bool = False
@@ -410,12 +426,12 @@ class Ledger:
             if count.slot:
                 slots.words[count.slot] += amount
         if not count.queued:
-            count.queued = True
-            self._queue.append(count)
+            self._enqueue(count)
 
     def _enqueue(self, count: Count) -> None:
         count.queued = True
         self._queue.append(count)
+        self.wake()
 
     # batches
 

@@ -32,10 +32,15 @@ def limit_fields(accounts: tuple[Account, ...], now: float) -> bytes:
                     tightest = account
     if tightest is None:
         return b""
+    limit, count, end = tightest.limit, tightest.count, tightest.end
+    left = limit.amount - count.used - count.pending - count.sent - count.held - count.others
+    if limit.scale != 1:
+        left = limit.shown(left)
+    reset = end - int(now) if end < FAR else 0
     return b"%b%d\r\nx-ratelimit-reset: %d\r\n" % (
-        tightest.limit.fields,
-        tightest.limit.shown(tightest.remaining),
-        _reset(tightest, now),
+        limit.fields,
+        left if left > 0 else 0,
+        reset if reset > 0 else 0,
     )
 
 

@@ -154,7 +154,7 @@ def test_a_crash_loses_nothing_and_a_restart_goes_on(tmp_path: Path) -> None:
 def test_budgets_and_usage_do_not_show_up_in_each_others_reports() -> None:
     ledger, store = Ledger("w", 0.1), MemoryStore()
     tallies = Tallies(ledger, KEPT, 100)
-    tallies.add(tallies.find("a", "u", "m", ()), Usage(1, 1), 1, NOON)
+    tallies.add(tallies.find("a", "u", "m", ()), (1, 1, 1, 0, 1), NOON)
     tallies.flush()
     settle(ledger, store)
     assert asyncio.run(store.accounts()) == {}

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
+
+import orjson
 
 from fastgw.errors import ModelNotAllowed
 from fastgw.model import Usage
@@ -26,23 +28,25 @@ KEEP_PROMPT = 16 * 1024
 the count is made at once."""
 
 
-class Inspected(NamedTuple):
-    """`body` is what is sent on. `injected`: usage was asked for by us, so its extra event must be
-    taken out. `prompt`: input tokens, -1 if they were not counted. `reservation` where a budget has
-    a hard cap. `told`: the client wants the usage of its stream, as far as a budget that cuts it
-    has to know."""
-
-    body: bytes
-    model: str
-    streams: bool
-    injected: bool
-    prompt: int
-    reservation: Reservation | None
-    told: bool = False
+Inspected = tuple[bytes, str, bool, bool, int, Reservation | None, bool]
+"""(body to send on, model, streams, injected, prompt, reservation, told). `injected`: usage was
+asked for by us, so its extra event must be taken out. `prompt`: input tokens, -1 if they were not
+counted. `reservation` where a budget has a hard cap. `told`: the client wants the usage of its
+stream, as far as a budget that cuts it has to know."""
 
 
 def inspect(plan: Plan, request: RequestHead, body: bytes) -> Inspected:
     """Read a whole body. Raises a Refusal."""
+    if plan.plain and len(body) <= KEEP_PROMPT:
+        # What most requests are, in a third of the steps.
+        try:
+            plain = orjson.loads(body)
+        except orjson.JSONDecodeError:
+            plain = None
+        if type(plain) is dict and plain.get("stream") is not True:
+            model = plain.get("model")
+            if type(model) is str and model.isascii():
+                return body, model, False, False, -1, None, False
     model, streams, injected, prompt, reservation = "", False, False, -1, None
     told = False
     if plan.operation:
@@ -90,7 +94,7 @@ def inspect(plan: Plan, request: RequestHead, body: bytes) -> Inspected:
             if model
             else "this key or route is limited to models, and the request names none"
         )
-    return Inspected(body, model, streams, injected, prompt, reservation, told)
+    return body, model, streams, injected, prompt, reservation, told
 
 
 def unread(plan: Plan, size: int) -> Reservation:

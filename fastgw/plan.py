@@ -118,6 +118,7 @@ class Plan:
         "named",
         "operation",
         "path",
+        "plain",
         "pool",
         "reads",
         "records",
@@ -150,6 +151,7 @@ class Plan:
         self.in_usd = False  # a budget counts dollars
         self.buffered = False
         self.strict = False
+        self.plain = False  # of the body only the model is wanted, unless it is a stream
         self.counts = False  # an answer without usage is counted
         self.echoes = False  # the answer repeats JSON of the client's
         self.edit: Callable[[bytes], bytes | None] | None = None  # what becomes of an answer's body
@@ -269,6 +271,12 @@ class Planner:
         )
         plan.cuts = plan.counts and plan.metered and any(rule.limit.cuts for rule in plan.key.rules)
         plan.echoes = plan.operation in api.ECHOES
+        plan.plain = (
+            plan.operation not in ("", "batch", "responses")
+            and plan.streams is None
+            and not (plan.exact or plan.reserves or plan.cuts or plan.named)
+            and not (upstream.model or upstream.model_aliases)
+        )
         if (
             limited
             and request.method == b"GET"

@@ -13,6 +13,9 @@ _SIZE_LINE = re.compile(rb"([0-9A-Fa-f]{1,15})(?:[ \t]*;([\t\x20-\x7e\x80-\xff]*
 _PLAIN_SIZE = re.compile(rb"([1-9A-Fa-f][0-9A-Fa-f]{0,7})\r\n")
 _TRAILER = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+:[\t\x20-\x7e\x80-\xff]*")
 _CANONICAL = re.compile(rb"[1-9a-f][0-9a-f]{0,7}")
+_SIZES: dict[bytes, int] = {}
+"""Canonical sizes that were read before: a stream repeats a few."""
+_MEMO_SIZES = 4096
 MAX_LINE = 4096
 MAX_EXTRAS = 16 * 1024  # extensions and trailers of one body together
 
@@ -27,11 +30,11 @@ class ChunkedDecoder:
     """Takes the body in any pieces, gives the payload.
 
     `ended` is set once the last chunk and its trailers are read; `rest` then holds the bytes that
-    follow the message. `verbatim` tells whether the piece last fed was exactly one chunk as we
-    would write it ourselves, so that a relay may pass the very same bytes on.
+    follow the message. What `one` takes for a chunk is as we would write it: a relay may pass it
+    on as it is.
     """
 
-    __slots__ = ("_extras", "_left", "_line", "_state", "ended", "rest", "verbatim")
+    __slots__ = ("_extras", "_left", "_line", "_state", "ended", "rest")
 
     def __init__(self) -> None:
         self._state = _AT_SIZE
@@ -39,21 +42,22 @@ class ChunkedDecoder:
         self._line = b""
         self._extras = 0
         self.ended = False
-        self.verbatim = False
         self.rest = b""
+
+    def one(self, data: bytes) -> bytes:
+        """The payload of `data` if that is exactly one chunk as we would write it, as nearly every
+        server that streams sends them; b"" if it is not, and then nothing has changed."""
+        if self._state != _AT_SIZE or self._line or data[-2:] != b"\r\n":
+            return b""
+        end = data.find(b"\r\n", 0, 10)
+        size = _SIZES.get(data[:end]) if end > 0 else 0
+        if size is None:
+            size = _read_size(data[:end])
+        return data[end + 2 : -2] if size and size == len(data) - end - 4 else b""
 
     def feed(self, data: bytes) -> bytes:
         """The payload bytes in `data`. Raises BadChunk."""
-        if self._state == _AT_SIZE and not self._line:
-            # One chunk in one read: what nearly every server that streams sends.
-            end = data.find(b"\r\n", 0, 18)
-            if end > 0 and data.endswith(b"\r\n") and _CANONICAL.fullmatch(data, 0, end):
-                start = end + 2
-                if int(data[:end], 16) == len(data) - start - 2:
-                    self.verbatim = True
-                    return data[start:-2]
-        self.verbatim = False
-        return self._feed(data)
+        return self.one(data) or self._feed(data)
 
     def _feed(self, data: bytes) -> bytes:
         payload: list[bytes] = []
@@ -126,6 +130,16 @@ class ChunkedDecoder:
             self._extras += len(extra)
             if self._extras > MAX_EXTRAS:
                 raise BadChunk("too many chunk extensions or trailers")
+
+
+def _read_size(line: bytes) -> int:
+    """A canonical size; 0 for any other line."""
+    if not _CANONICAL.fullmatch(line):
+        return 0
+    if len(_SIZES) >= _MEMO_SIZES:
+        _SIZES.clear()
+    size = _SIZES[line] = int(line, 16)
+    return size
 
 
 def chunk(payload: bytes) -> bytes:

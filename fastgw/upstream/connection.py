@@ -116,7 +116,11 @@ class UpstreamConnection(asyncio.Protocol):
             return
         self.expires = 0.0
         if self._state == "answering":
-            self._take_body(exchange, data)
+            decoder = self._decoder
+            if decoder is not None and (body := decoder.one(data)):
+                exchange.on_response_body(body, data, False)
+            else:
+                self._take_body(exchange, data)
         elif self._state == "asking":
             if self._buffer:
                 data = self._buffer + data
@@ -301,7 +305,7 @@ class UpstreamConnection(asyncio.Protocol):
                 self._finish(True)
                 exchange.on_response_body(body, None, True)
             elif body:
-                exchange.on_response_body(body, data if decoder.verbatim else None, False)
+                exchange.on_response_body(body, None, False)
             return
         if self._head is not None and self._head.length == UNTIL_CLOSE:
             exchange.on_response_body(data, None, False)

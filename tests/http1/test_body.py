@@ -34,11 +34,14 @@ def test_any_payload_in_any_pieces(payloads: list[bytes], random: object) -> Non
     assert decode(pieces) == (b"".join(payloads), True, b"")
 
 
-def test_verbatim_only_for_exactly_one_canonical_chunk() -> None:
+def test_passed_on_as_it_is_only_for_exactly_one_canonical_chunk() -> None:
     decoder = ChunkedDecoder()
 
     def feed(data: bytes) -> tuple[bytes, bool]:
-        return decoder.feed(data), decoder.verbatim
+        one = decoder.one(data)
+        if one:
+            assert decoder.one(data) == one  # nothing has changed
+        return (one, True) if one else (decoder.feed(data), False)
 
     assert feed(b"5\r\nhello\r\n") == (b"hello", True)
     for odd in (b"05\r\nhello\r\n", b"5;x\r\nhello\r\n"):
@@ -47,6 +50,16 @@ def test_verbatim_only_for_exactly_one_canonical_chunk() -> None:
     assert feed(b"3\r\nabc\r\n3\r\nxyz\r\n") == (b"abcxyz", False)
     assert feed(b"5\r\nhel") == (b"hel", False)
     assert feed(b"lo\r\n") == (b"lo", False)
+    assert feed(b"5") == (b"", False)
+    assert feed(b"\r\nhello\r\n") == (b"hello", False)
+    for none in (
+        b"0\r\n\r\n",
+        b"\r\n\r\n",
+        b"-5\r\nhello\r\n",
+        b" 5\r\nhello\r\n",
+        b"6\r\nhello\r\n",
+    ):
+        assert ChunkedDecoder().one(none) == b""
 
 
 @pytest.mark.parametrize(

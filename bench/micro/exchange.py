@@ -151,8 +151,8 @@ class Bench:
         self.settlement = Settlement(self.ledger, MemoryStore(), series=metrics.store)
         self.settlement.start()
         tallies = Tallies(self.ledger, 86_400.0, 1000)
-        recorder = Recorder(metrics, self.access_log, planner, tallies)
-        engine = Engine(config, planner, self.ledger, self.settlement, recorder)
+        self.recorder = Recorder(metrics, self.access_log, planner, tallies)
+        engine = Engine(config, planner, self.ledger, self.settlement, self.recorder)
         self.to_client = FakeTransport()
         self.to_provider = FakeTransport()
         self.client = DownstreamConnection(engine, config.server, sweeper, Connections())
@@ -176,6 +176,7 @@ class Bench:
             ask(request)
             for piece in pieces:
                 tell(piece)
+        self.recorder.flush()
 
     async def close(self) -> None:
         """Settle and end."""

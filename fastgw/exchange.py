@@ -125,13 +125,19 @@ class Exchange(Asking):
 
     def on_response_body(self, body: bytes, framed: bytes | None, ended: bool) -> None:
         """More of the answer."""
-        relay, meter = self._relay, self._meter
+        relay, meter, watch = self._relay, self._meter, self._watch
         assert meter is not None
         if not self.first_byte:
             self.first_byte = clock.monotonic()
-        watch = self._watch
         if watch is None:
             out = meter.feed(body) if body else b""
+            if framed is not None and out is body and relay is not None and relay.chunked:
+                # A chunk that passes as it is, as most of a stream.
+                if meter.told != self._told:
+                    self._charge_so_far()
+                relay.sent += len(body)
+                relay.write(framed)
+                return
         else:
             out = watch.feed(body)
             if watch.full is not None and relay is not None:

@@ -128,20 +128,21 @@ def only_models(allows: Callable[[str], bool], body: bytes) -> bytes | None:
 
 class Relay:
     """One answer on its way. `sent` counts the body bytes given to the client; `begun` says that it
-    has any of it: where it has none at the end, the answer cannot be shown."""
+    has any of it: where it has none at the end, the answer cannot be shown. `chunked`: a chunk of
+    the provider's may be passed to `write` as it is, once it is added to `sent`."""
 
     __slots__ = (
-        "_chunked",
         "_head_only",
         "_media",
         "_sized",
-        "_write",
         "begun",
+        "chunked",
         "closes",
         "event_stream",
         "sent",
         "streams",
         "strips",
+        "write",
     )
 
     def __init__(
@@ -156,7 +157,7 @@ class Relay:
     ) -> None:
         """`strips`: events may be taken out of the body. `cuts`: it may get another end. `closing`:
         the connection ends after this answer."""
-        self._write = write
+        self.write = write
         self.begun = True
         self.event_stream = head.media == EVENT_STREAM
         self.streams = head.media in STREAMS
@@ -165,7 +166,7 @@ class Relay:
         self.sent = 0
         sized = self._sized = head.length >= 0 and not self.strips
         self._head_only = request.method == b"HEAD" or head.status in (204, 304)
-        self._chunked = not sized and not self._head_only and request.minor == 1
+        self.chunked = not sized and not self._head_only and request.minor == 1
         self.closes = closing or (not sized and not self._head_only and request.minor == 0)
 
     kept = b""
@@ -175,7 +176,7 @@ class Relay:
         self, request: RequestHead, head: ResponseHead, extra: bytes, body: bytes, ended: bool
     ) -> None:
         """Write head and first bytes. `extra`: header lines of ours, each with CRLF."""
-        if self._chunked:
+        if self.chunked:
             framing = b"transfer-encoding: chunked\r\n"
             body = self._frame(body, ended)
         else:
@@ -189,22 +190,20 @@ class Relay:
             framing += b"connection: keep-alive\r\n"
         if self.event_stream:
             framing += _NO_STORE
-        self._write(
-            b"".join((status_line(head.status), head.fields, extra, framing, b"\r\n", body))
-        )
+        self.write(b"".join((status_line(head.status), head.fields, extra, framing, b"\r\n", body)))
 
     def body(self, data: bytes, framed: bytes | None, ended: bool) -> None:
         """Write more of the body; `framed` is the same as one canonical chunk, if known."""
-        if self._chunked:
+        if self.chunked:
             if framed is not None and not ended:
                 self.sent += len(data)
-                self._write(framed)
+                self.write(framed)
                 return
             data = self._frame(data, ended)
         else:
             self.sent += len(data)
         if data:
-            self._write(data)
+            self.write(data)
 
     def _frame(self, body: bytes, ended: bool) -> bytes:
         self.sent += len(body)
@@ -223,7 +222,7 @@ class Relay:
             data = render(refusal, dialect) + b"\n"
         else:
             data = render_event(refusal, dialect)
-        self._write(chunk(data) if self._chunked else data)
+        self.write(chunk(data) if self.chunked else data)
 
 
 class EditedRelay(Relay):
@@ -273,4 +272,4 @@ class EditedRelay(Relay):
         if body is not None:
             self.begun = True
             self.sent = len(body)
-            self._write(whole_answer(self._request, self._head, self._extra, body, self.closes))
+            self.write(whole_answer(self._request, self._head, self._extra, body, self.closes))

@@ -131,7 +131,7 @@ def test_an_answer_that_breaks_off_is_never_taken_for_a_whole_one(
     data, one = relay(pieces, head, asked(), ended=False)
     assert read(data).end == ""
     written: list[bytes] = []
-    one._write = written.append
+    one.write = written.append
     one.error_event(upstream_failure("cut"), "openai")
     found = read(data + b"".join(written))
     assert found.end == ""

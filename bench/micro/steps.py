@@ -1,4 +1,5 @@
-"""Counts what the interpreter does for an exchange and for an event: the same number each time.
+"""Counts what the interpreter does for an exchange and for an event: the same each time, but for
+what is done once a second.
 
     python -m bench.micro.steps
 

@@ -12,9 +12,8 @@ import re
 _SIZE_LINE = re.compile(rb"([0-9A-Fa-f]{1,15})(?:[ \t]*;([\t\x20-\x7e\x80-\xff]*))?")
 _PLAIN_SIZE = re.compile(rb"([1-9A-Fa-f][0-9A-Fa-f]{0,7})\r\n")
 _TRAILER = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+:[\t\x20-\x7e\x80-\xff]*")
-_CANONICAL = re.compile(rb"[1-9a-f][0-9a-f]{0,7}")
-_SIZES: dict[bytes, int] = {}
-"""Canonical sizes that were read before: a stream repeats a few."""
+_SIZE_LINES: dict[int, bytes | None] = {}
+"""How a chunk of so many bytes, framing included, begins: there is one way or none."""
 _MEMO_SIZES = 4096
 MAX_LINE = 4096
 MAX_EXTRAS = 16 * 1024  # extensions and trailers of one body together
@@ -47,13 +46,13 @@ class ChunkedDecoder:
     def one(self, data: bytes) -> bytes:
         """The payload of `data` if that is exactly one chunk as we would write it, as nearly every
         server that streams sends them; b"" if it is not, and then nothing has changed."""
-        if self._state != _AT_SIZE or self._line or data[-2:] != b"\r\n":
+        if self._state != _AT_SIZE or self._line:
             return b""
-        end = data.find(b"\r\n", 0, 10)
-        size = _SIZES.get(data[:end]) if end > 0 else 0
-        if size is None:
-            size = _read_size(data[:end])
-        return data[end + 2 : -2] if size and size == len(data) - end - 4 else b""
+        size = len(data)
+        line = _SIZE_LINES[size] if size in _SIZE_LINES else _size_line(size)
+        if line is not None and data.startswith(line) and data.endswith(b"\r\n"):
+            return data[len(line) : -2]
+        return b""
 
     def feed(self, data: bytes) -> bytes:
         """The payload bytes in `data`. Raises BadChunk."""
@@ -132,14 +131,18 @@ class ChunkedDecoder:
                 raise BadChunk("too many chunk extensions or trailers")
 
 
-def _read_size(line: bytes) -> int:
-    """A canonical size; 0 for any other line."""
-    if not _CANONICAL.fullmatch(line):
-        return 0
-    if len(_SIZES) >= _MEMO_SIZES:
-        _SIZES.clear()
-    size = _SIZES[line] = int(line, 16)
-    return size
+def _size_line(size: int) -> bytes | None:
+    """The line that a chunk of `size` bytes with all its framing begins with, as we write it; None
+    where none has that size."""
+    line = None
+    for digits in range(1, 9):
+        payload = size - digits - 4
+        if payload > 0 and len(b"%x" % payload) == digits:
+            line = b"%x\r\n" % payload
+    if len(_SIZE_LINES) >= _MEMO_SIZES:
+        _SIZE_LINES.clear()
+    _SIZE_LINES[size] = line
+    return line
 
 
 def chunk(payload: bytes) -> bytes:

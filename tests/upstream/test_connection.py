@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
 import ssl
+import threading
+import time
 from typing import TYPE_CHECKING, cast
 
 import pytest
@@ -13,7 +16,7 @@ import uvloop
 
 from fastgw.config.tables import Upstream
 from fastgw.flow_control import Sweeper
-from fastgw.upstream.connection import UpstreamConnection
+from fastgw.upstream.connection import FULL_READ, UpstreamConnection
 from fastgw.upstream.pool import Pool
 
 if TYPE_CHECKING:
@@ -263,6 +266,55 @@ def test_an_answer_that_the_client_does_not_take_is_not_read() -> None:
             assert (len(record.body), pool.counts["idle"]) == (30_000, 1)
 
     asyncio.run(run())
+
+
+def test_others_have_their_turn_between_two_full_reads() -> None:
+    """All that waits in the socket would be read in one turn of the loop, up to 8 MB."""
+    size = 16 * 1024 * 1024
+    reads: list[tuple[int, int]] = []
+    turn = 0
+
+    class Counts(Record):
+        def on_response_body(self, body: bytes, framed: bytes | None, ended: bool) -> None:
+            super().on_response_body(b"", framed, ended)
+            reads.append((turn, len(body)))
+            time.sleep(0.001)  # so that more is there than was read
+
+    def count() -> None:
+        nonlocal turn
+        turn += 1
+        asyncio.get_running_loop().call_soon(count)
+
+    def provide(listener: socket.socket) -> None:
+        client, _ = listener.accept()
+        with client:
+            client.recv(65536)
+            client.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % size + b"x" * size)
+
+    async def run() -> None:
+        loop = asyncio.get_running_loop()
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            port = listener.getsockname()[1]
+            provider = threading.Thread(target=provide, args=(listener,))
+            provider.start()
+            pool = Pool(Upstream(name="p", base_url=f"http://127.0.0.1:{port}"), Sweeper(), 65536)
+            _, connection = await loop.create_connection(
+                lambda: UpstreamConnection(pool, Sweeper()), "127.0.0.1", port
+            )
+            record = Counts()
+            connection.send(record, b"GET", REQUEST, True)
+            count()
+            async with asyncio.timeout(20):
+                await record.over.wait()
+            await asyncio.to_thread(provider.join)
+            pool.abort()
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(run())
+    assert sum(length for _, length in reads) == size
+    full = [number for number, length in reads if length >= FULL_READ]
+    assert len(full) > 5
+    assert len(full) == len(set(full))
 
 
 def test_an_upload_that_the_provider_does_not_take_is_paused() -> None:

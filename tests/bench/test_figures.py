@@ -145,6 +145,36 @@ def test_aims_tell_what_was_reached(results: dict[str, Any]) -> None:
     assert line == "| w1: CPU of fastgw, SQLite / nginx | 1.00 | <= 1.3 | <= 1 | stretch |"
 
 
+def test_a_machine_that_did_other_work_is_told_of(results: dict[str, Any]) -> None:
+    every = [
+        each
+        for workload in results["workloads"]
+        for row in workload["rows"]
+        for each in row["rounds"]
+    ]
+    for busy, provisional in ((0.05, False), (0.2, True)):
+        for each in every:
+            each["other_cpu"] = busy * each["seconds"]
+        assert f"used {busy:.2f} CPUs" in figures.reading(results)
+        assert ("provisional" in figures.reading(results)) is provisional
+
+
+@pytest.mark.parametrize(("cpus", "reached"), [(2, "-"), (4, "yes")])
+def test_two_workers_need_cpus_of_their_own(
+    results: dict[str, Any], cpus: int, reached: str
+) -> None:
+    results["machine"]["cpus"] = cpus
+    w8 = results["workloads"][0]
+    w8["name"] = "w8"
+    one = next(row for row in w8["rows"] if row["target"] == "fastgw")
+    two = copy.deepcopy(one) | {"target": "fastgw-two"}
+    for each in two["rounds"]:
+        each["seconds"] /= 2
+    w8["rows"].append(two)
+    (line,) = [line for line in figures.aims_table(results).splitlines() if "w8: rate" in line]
+    assert line.endswith(f"| 2.00 | >= 1.8 | - | {reached} |")
+
+
 def test_plots_are_of_what_was_measured(results: dict[str, Any]) -> None:
     pictures = plots.draw(results)
     assert set(pictures) == {"w1.svg", "w4.svg"}

@@ -205,6 +205,11 @@ class Planner:
         self._labels = tuple(
             parse_expression(text) for text in (config.metrics.labels or {}).values()
         )
+        self._named_headers = {
+            each.name
+            for each in (*self._labels, *(each for rule in self.rules for each in rule.per))
+            if each.kind == "header"
+        }
         self.anonymous = VirtualKey(Key(name=""), self.rules)
         self.prices = PriceBook(config)
         self._on_unpriced = config.pricing.on_unpriced
@@ -230,7 +235,7 @@ class Planner:
                 )
             plan.informs = True
             plan.path = path.decode("ascii")
-            plan.facts = Facts(plan.key.metadata, _header_reader(request), plan.path, "")
+            plan.facts = Facts(plan.key.metadata, self._headers(request), plan.path, "")
             return plan
         if target is None:
             raise RouteNotFound("no route covers this path; check the base URL")
@@ -287,7 +292,7 @@ class Planner:
             plan.asks_usage = self._asking[upstream.name]
         if plan.buffered and request.get(b"content-encoding") not in (None, b"identity"):
             raise UnsupportedEncoding("send the body without Content-Encoding: it must be read")
-        plan.facts = Facts(plan.key.metadata, _header_reader(request), plan.path, "")
+        plan.facts = Facts(plan.key.metadata, self._headers(request), plan.path, "")
         query = b"" if shown.query is None else b"?" + shown.query
         if query and (api is GEMINI or upstream.dialect == "gemini"):
             query = _KEY.sub(b"", query).rstrip(b"?&")
@@ -306,6 +311,18 @@ class Planner:
             _signature(request) if upstream.dialect == "bedrock" and not upstream.api_key else b"",
         )
         return plan
+
+    def _headers(self, request: RequestHead) -> Callable[[str], str | None]:
+        """The headers that budgets and labels refer to. The head has the plan, so the plan must not
+        have the head: what is in a circle is freed late, and by the collector."""
+        if not self._named_headers:
+            return _no_header
+        found = {}
+        for name in self._named_headers:
+            value = request.get(name.encode())
+            if value is not None:
+                found[name] = value.decode("latin-1")[:256]
+        return found.get
 
     def accounts(self, plan: Plan, model: str, now: float) -> tuple[Account, ...]:
         """The accounts that a request of this plan for `model` draws on. Raises MetadataMissing."""
@@ -418,14 +435,6 @@ def _may_name_model(request: RequestHead, below: str) -> bool:
         kind.startswith(b"multipart/form-data")
         and not below.lower().startswith(("/files", "/uploads"))
     )
-
-
-def _header_reader(request: RequestHead) -> Callable[[str], str | None]:
-    def read(name: str) -> str | None:
-        value = request.get(name.encode())
-        return None if value is None else value.decode("latin-1")[:256]
-
-    return read
 
 
 def _signature(request: RequestHead) -> bytes:

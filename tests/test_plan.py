@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import math
 from typing import Any
@@ -373,3 +374,24 @@ def test_errors_are_in_the_dialect_of_their_route() -> None:
     assert shape(b"POST /elsewhere") == "openai"
     assert shape(b"POST /p/../messages") == "openai"
     assert by.shape(None) == "openai"
+
+
+def test_a_head_and_its_plan_are_freed_without_the_collector() -> None:
+    """Or a client that sends a new head each time costs 3 us more, and memory until it runs."""
+    by = planner(budgets=(Budget(name="b", per=('request.headers["x-team"]',), limit=1),))
+    gc.collect()
+    gc.disable()
+    try:
+        request = read_request_head(
+            b"POST /openai/v1/chat/completions HTTP/1.1\r\nHost: gw\r\nX-Team: a\r\n"
+            b"Authorization: Bearer sk-alice-1\r\n\r\n",
+            100,
+        )[0]
+        request.plan = by.plan(request, NOW, "10.0.0.1")
+        by.accounts(request.plan, "gpt-4o", NOW)
+        assert request.plan.facts.header("x-team") == "a"
+        assert request.plan.facts.header("authorization") is None  # nobody refers to it
+        del request
+        assert gc.collect() == 0
+    finally:
+        gc.enable()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bench.micro import exchange, head, heads, ledger, meter, tokens
+from bench.micro import exchange, head, heads, ledger, many, meter, tokens
 from bench.micro.timing import show
 
 show("Request head of the OpenAI SDK", head.run())
@@ -11,3 +11,4 @@ show("Meter", meter.run())
 show("Counting", tokens.run())
 show("Ledger", ledger.run())
 show("Exchange, without loop and kernel", exchange.run())
+show("Exchange by keys in turn", many.run(sizes=(1, 1_000)))

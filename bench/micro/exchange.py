@@ -136,21 +136,22 @@ class FakeTransport:
 class Bench:
     """A gateway around two fake transports. Make it in a running loop."""
 
-    def __init__(self) -> None:
+    def __init__(self, text: str = CONFIG) -> None:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "config.toml"
-            path.write_text(CONFIG)
+            path.write_text(text)
             config = load([str(path)])
         sweeper = Sweeper()
         self.ledger = Ledger("bench", float("inf"))
         self.access_log = AccessLog(config.access_log.path)
         self.access_log.start()
-        metrics = Metrics(config.metrics)
+        metrics = self.metrics = Metrics(config.metrics)
         pool = Pool(config.upstreams[0], sweeper, config.server.buffer_size)
         planner = Planner(config, self.ledger, {"stub": pool}, 1)
         self.settlement = Settlement(self.ledger, MemoryStore(), series=metrics.store)
         self.settlement.start()
-        tallies = Tallies(self.ledger, 86_400.0, 1000)
+        usage = config.usage
+        tallies = Tallies(self.ledger, usage.retention, usage.max_series)
         self.recorder = Recorder(metrics, self.access_log, planner, tallies)
         engine = Engine(config, planner, self.ledger, self.settlement, self.recorder)
         self.to_client = FakeTransport()

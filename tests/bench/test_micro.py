@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from collections import deque
+from functools import partial
 from typing import TYPE_CHECKING
 
 import orjson
 import pytest
 
-from bench.micro import exchange, head, heads, hostile, ledger, meter, tokens
+from bench.micro import exchange, head, heads, hostile, ledger, many, meter, tokens
 from fastgw.skeleton import MOST
 from fastgw.usage.api import Api
 from fastgw.usage.meter import KEEP_LONG
@@ -78,14 +80,14 @@ def test_no_call_of_the_meter_reads_much_of_a_hostile_answer(
     monkeypatch.setattr("orjson.loads", counted)
     monkeypatch.setattr("json.loads", counted)
     meter = case.meter()
-    calls = [
+    calls: list[Callable[[], object]] = [
         lambda: meter.interim(lambda: 7),
         meter.rest,
         lambda: meter.finish(case.complete, lambda: 7),
     ]
     for at in range(0, len(case.body), hostile.READ):
-        data = case.body[at : at + hostile.READ]
-        for call in (lambda data=data: meter.feed(data), *calls[:1]):  # type: ignore[misc]
+        feed: Callable[[], object] = partial(meter.feed, case.body[at : at + hostile.READ])
+        for call in (feed, calls[0]):
             read.clear()
             call()
             assert sum(read) <= KEEP_LONG + hostile.READ
@@ -118,3 +120,26 @@ def test_a_hostile_answer_costs_what_it_reports_or_what_it_is(case: hostile.Case
     assert found == hostile.measure(case)._replace(longest=found.longest, all=found.all)
     if "usage" in case.name and "no" not in case.name and "without" not in case.name:
         assert (found.output_tokens, found.source) == (9, "reported")
+
+
+def test_many_keys_in_turn_are_served_and_debited_and_leave_nothing_to_the_collector() -> None:
+    """What is kept for a key or an account is what was made for it first."""
+
+    async def go() -> None:
+        bench, sent = await many.warmed(40, 8)
+        assert len(bench.ledger.accounts()) == 8
+        gc.collect()
+        gc.disable()
+        try:
+            for each in many.turns(sent, 200):
+                bench.run(each, [exchange.answer()], 1)
+            await asyncio.sleep(0)
+            assert gc.collect() == 0
+        finally:
+            gc.enable()
+        assert len(bench.ledger.accounts()) == 8
+        await bench.settlement.close(5.0)
+        assert sum(each.count.used for each in bench.ledger.accounts()) == 240 * 29
+        await bench.close()
+
+    asyncio.run(go())

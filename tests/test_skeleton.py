@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from itertools import pairwise
 from typing import Any
 
@@ -87,6 +88,20 @@ def test_every_cut_of_an_escape() -> None:
 )
 def test_where_a_string_ends(data: bytes, end: int) -> None:
     assert string_end(data, 0) == end
+
+
+@given(
+    st.lists(st.sampled_from([b"\\", b"\\\\", b'\\"', b"\\n", b"a", b"b" * 99]), max_size=30),
+    st.integers(WINDOW - 40, WINDOW + 9),
+    st.booleans(),
+)
+def test_where_a_long_string_ends(parts: list[bytes], before: int, ends: bool) -> None:
+    inside = b"".join(parts)
+    data = b"x" * before + inside + b'"' * ends + b"after"
+    match = re.match(rb'(?s)(?:[^"\\]|\\.)*', data)
+    assert match is not None
+    assert string_end(data, 0) == match.end()
+    assert string_end(b"\\n" + data, 0) == 2 + match.end()
 
 
 def test_what_does_not_get_smaller_is_heavy() -> None:

@@ -15,18 +15,14 @@ from setuptools import setup
 MODULES = (
     "compiled",
     # the way of an exchange
-    "asking", "cutoff", "drains", "engine", "exchange", "flow_control", "inspection",
-    "metrics", "plan", "recorder", "relay", "reservation", "sse",
+    "asking", "cutoff", "drains", "engine", "exchange", "flow_control", "inspection", "metrics",
+    "plan", "recorder", "relay", "reservation", "skeleton", "sse",
     "downstream/connection",
     "upstream/connection", "upstream/pool",
-    "http1/body", "http1/headers", "http1/request", "http1/response", "http1/serialize",
     "policy/account", "policy/cors", "policy/ledger", "policy/limit_headers", "policy/tallies",
     "policy/window",
-    "usage/anthropic", "usage/api", "usage/bedrock", "usage/cohere", "usage/dialects",
-    "usage/endings", "usage/estimate", "usage/framing", "usage/gemini", "usage/meter",
-    "usage/ollama", "usage/openai", "usage/payload", "usage/pricing", "usage/prompt",
-    "usage/request", "usage/tgi", "usage/tokens", "usage/vocabulary", "usage/watched",
-    "usage/watsonx",
+    *(f"{room}/{path.stem}" for room in ("http1", "usage") for path in sorted(
+        (Path(__file__).parent / "fastgw" / room).glob("[!_]*.py"))),
 )  # fmt: skip
 """Not here: `model`, whose named tuples are the same when compiled; `errors`, whose classes are
 exceptions with computed members; `clock`, which is two names of the standard library; `journal`,

@@ -26,9 +26,9 @@ def limit_fields(accounts: tuple[Account, ...], now: float) -> bytes:
         for account in accounts:
             limit = account.limit
             if not limit.shadow:
-                left = account.remaining / limit.amount if limit.amount else 0.0
-                if left < share:
-                    share = left
+                part = account.remaining / limit.amount if limit.amount else 0.0
+                if part < share:
+                    share = part
                     tightest = account
     if tightest is None:
         return b""

@@ -5,13 +5,14 @@
 2. Statements of two parts can only meet in a table of the same name. Where a name other than `keys`
    stands in two parts, the text is read as a whole; likewise where a part cannot be read.
 3. A part that holds plain settings only, one in a line (texts, lists and tables of texts, true and
-   false), is read by an expression; whatever else by tomllib.
+   false, a time in UTC), is read by an expression; whatever else by tomllib.
 
 So there is nothing that tomllib would read otherwise or refuse; tests compare the two.
 """
 
 from __future__ import annotations
 
+import datetime
 import re
 import tomllib
 from typing import TYPE_CHECKING, Any
@@ -22,13 +23,17 @@ if TYPE_CHECKING:
 _CUT = "\n[[keys]]\n"
 _TEXT = r"[^\"\\\x00-\x1f\x7f]*+"
 _PAIR = rf'[A-Za-z0-9_-]++ = "{_TEXT}"'
-_VALUE = rf'"{_TEXT}"|true|false|\{{ {_PAIR}(?:, {_PAIR})* \}}|\["{_TEXT}"(?:, "{_TEXT}")*\]'
+_TIME = r"\d{4}-\d\d-\d\dT(?:[01]\d|2[0-3]):[0-5]\d:[0-5]\dZ"
+_VALUE = (
+    rf'"{_TEXT}"|true|false|{_TIME}|\{{ {_PAIR}(?:, {_PAIR})* \}}|\["{_TEXT}"(?:, "{_TEXT}")*\]'
+)
+_LINE = rf"[A-Za-z0-9_-]++ = (?:{_VALUE})|#[^\x00-\x1f\x7f]*+"
 _USUAL = re.compile(
     rf'name = "({_TEXT})"\n(key(?:_hash)?) = "({_TEXT})"'
     rf"(?:\nmetadata = \{{ ({_PAIR}(?:, {_PAIR})*) \}})?\n*"
 )
-_PLAIN = re.compile(rf"(?:[A-Za-z0-9_-]++ = (?:{_VALUE})(?:\n|\Z))*\n*")
-_SETTING = re.compile(r"([A-Za-z0-9_-]+) = (.*)")
+_PLAIN = re.compile(rf"\n*(?:(?:{_LINE})(?:\n+|\Z))*", re.ASCII)
+_SETTING = re.compile(r"^([A-Za-z0-9_-]+) = (.*)", re.MULTILINE)
 _PAIRS = re.compile(r'([A-Za-z0-9_-]+) = "([^"]*)"')
 _ITEMS = re.compile(r'"([^"]*)"')
 
@@ -103,6 +108,8 @@ def _entry(part: str) -> dict[str, Any] | None:
                 return None
         elif first == "[":
             entry[name] = _ITEMS.findall(value)
+        elif first in "0123456789":
+            entry[name] = datetime.datetime.fromisoformat(value)
         else:
             entry[name] = value == "true"
     return entry if len(entry) == len(settings) else None

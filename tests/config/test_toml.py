@@ -31,6 +31,15 @@ WAYS = [
     USUAL + 'x = "\\u0041\\n"\ny = "\t"\n',
     USUAL + 'disabled = true\nallowed_models = ["a, b", "c"]\nempty = ""\nnone = []\ntable = {}\n',
     USUAL + 'a = "ä€😀"\nb = { a-b = "}" }\nc = ["]", "#"]\n',
+    USUAL + '# note \\x "\n\n  # ]\n',
+    USUAL + "expires_at = 2026-12-31T23:59:59Z\n# a = 1\ndisabled = false # no\n" + USUAL,
+    USUAL + "expires_at = 2026-12-31T23:59:59Z\n#a = 1\n\n# 2\n" + USUAL,
+    USUAL + "expires_at = 2026-02-30T23:59:59Z\n" + USUAL,
+    USUAL + "expires_at = 2026-12-31T24:00:00Z\n" + USUAL,
+    USUAL + "expires_at = 2026-12-31T23:59:60Z\n" + USUAL,
+    USUAL + "expires_at = 0000-12-31T23:59:59Z\n" + USUAL,
+    USUAL + "expires_at = ٢٠٢٦-12-31T23:59:59Z\n" + USUAL,
+    USUAL + "# \x07\n" + USUAL,
     USUAL + 'a.b = "1"\n"q" = "2"\n',
     "\ufeff" + USUAL,
 ]
@@ -74,7 +83,8 @@ _line = st.sampled_from(
     ["[[keys]]", "[[keys]]", "[[keys]]", 'name = "a"', 'key = "12345678"', 'key_hash = "b"',
      'metadata = { a = "1", b = "2" }', 'metadata = { a = "1", a = "2" }', "[server]", "[keys.x]",
      "[[keys.y]]", "a.b = 1", "c = true", "d = [", "]", '"""', "'''", 'e = """', "f = '''",
-     'g = ["x", "y"]', "# [[keys]]", "", "[[budgets]]", "keys = 1", "h = {", "}"]
+     'g = ["x", "y"]', "# [[keys]]", "", "# x", "d1 = 2026-12-31T23:59:59Z", 'i = "x" # y',
+     "[[budgets]]", "keys = 1", "h = {", "}"]
 )  # fmt: skip
 
 

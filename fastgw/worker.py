@@ -244,6 +244,7 @@ class Worker:
                 self._retired.append(pool)
         self._pools, self._planner, self.config = pools, planner, config
         engine.use(config, planner)
+        self._connections.heads.clear()
         recorder.use(planner, access_log)
         if self._admin is not None:
             self._admin.use_token(config.admin.token)

@@ -35,7 +35,13 @@ from fastgw.errors import (
     TargetTooLong,
 )
 from fastgw.http1.body import BadChunk, ChunkedDecoder
-from fastgw.http1.request import UNSIZED, HeadMemo, RequestHead, read_request_head
+from fastgw.http1.request import (
+    UNSIZED,
+    HeadCache,
+    HeadMemo,
+    RequestHead,
+    read_request_head,
+)
 from fastgw.http1.serialize import CONTINUE
 
 if TYPE_CHECKING:
@@ -96,6 +102,7 @@ class Connections:
     def __init__(self) -> None:
         self.all: set[DownstreamConnection] = set()
         self.draining = False
+        self.heads = HeadCache()
         self.refused = 0
         """Connections closed at once because there was no room."""
         self._empty = asyncio.Event()
@@ -424,11 +431,17 @@ class DownstreamConnection(asyncio.Protocol):
             if data.find(b"\r\n") > server.max_request_line:
                 raise TargetTooLong(f"the request line passes {server.max_request_line} bytes")
             raw = data[:end]
-            head, length = read_request_head(raw, server.max_header_fields)
+            heads = self._connections.heads
+            found = heads.find(self.address, raw)
+            if found is None:
+                head, length = read_request_head(raw, server.max_header_fields)
+                memo.remember(raw, head)
+                heads.remember(self.address, raw, head)
+            else:
+                head, length = memo.recall(found), memo.length
         except Refusal as refusal:
             self._refuse(refusal)
             return b""
-        memo.remember(raw, head)
         return self._begin(head, length, data, end)
 
     def _check_partial_head(self, data: bytes, fresh: int) -> None:

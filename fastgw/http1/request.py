@@ -245,6 +245,11 @@ class HeadMemo:
                 self.head = head
                 return
 
+    def recall(self, found: KnownHead) -> RequestHead:
+        """Keep a head that another connection, or an earlier request of this one, has read."""
+        self.head, self._before, self._after, self.length = found
+        return found[0]
+
     def match(self, data: bytes) -> int:
         """Compare the start of `data` with the head kept.
 
@@ -264,3 +269,70 @@ class HeadMemo:
         digits = data[start:end]
         self.length = int(digits) if digits.isdigit() and end - start <= 18 else UNSIZED
         return end + len(after)
+
+
+KnownHead = tuple[RequestHead, bytes, bytes, int]
+"""(head, its bytes before and after the digits of Content-Length, the length)"""
+
+
+class HeadCache:
+    """Heads that came more than once to a worker, by the client's address: behind a proxy that
+    shares its connections, each request has another head than the one before it.
+
+    A head is kept as it comes for the second time: those that never repeat, as with a trace id in
+    each, leave a number behind. `size` heads of `LARGEST` bytes are kept at most, some 7 KiB each
+    with what is known of them.
+    """
+
+    LARGEST = 4096
+
+    def __init__(self, size: int = 2048) -> None:
+        self._size = size
+        self._heads: dict[tuple[str, bytes, bytes], RequestHead] = {}
+        self._seen: set[int] = set()
+
+    def __len__(self) -> int:
+        return len(self._heads)
+
+    def find(self, address: str, raw: bytes) -> KnownHead | None:
+        """The head whose bytes are `raw` but for the digits of Content-Length."""
+        before, digits, after = _around_length(raw)
+        head = self._heads.get((address, before, after))
+        if head is None or not ((digits.isdigit() and len(digits) <= 18) or not after):
+            return None
+        return head, before, after, int(digits) if after else 0
+
+    def remember(self, address: str, raw: bytes, head: RequestHead) -> None:
+        """A head that was read."""
+        if head.chunked or head.expects_continue or len(raw) > self.LARGEST:
+            return
+        before, _, after = _around_length(raw)
+        if head.has_length == (after == b""):
+            return  # in a spelling that is not looked for
+        key = (address, before, after)
+        mark = hash(key)
+        if mark not in self._seen:
+            if len(self._seen) >= 4 * self._size:
+                self._seen.clear()
+            self._seen.add(mark)
+            return
+        if len(self._heads) >= self._size:
+            self._heads.clear()
+        self._heads[key] = head
+
+    def clear(self) -> None:
+        """Forget all: what is known of them has changed."""
+        self._heads.clear()
+
+
+def _around_length(raw: bytes) -> tuple[bytes, bytes, bytes]:
+    """A head before, within and after the digits of Content-Length; all of it before where it has
+    none."""
+    at = raw.find(b"\r\nContent-Length: ")
+    if at < 0:
+        at = raw.find(b"\r\ncontent-length: ")
+        if at < 0:
+            return raw, b"", b""
+    start = at + 18
+    end = raw.find(b"\r\n", start)
+    return raw[:start], raw[start:end], raw[end:]

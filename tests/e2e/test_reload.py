@@ -93,6 +93,17 @@ def test_keys_and_budgets_change_under_a_running_stream(start: StartGateway, ser
     assert samples(gateway, "config_reload_success") == {frozenset(): 1}
 
 
+def test_a_key_that_is_gone_is_refused_though_its_head_is_known(start: StartGateway) -> None:
+    gateway = start(budgets=ROOMY)
+    for _ in range(4):  # each on a connection of its own
+        assert chat(gateway, ALICE)[0] == 200
+    change(gateway, (ALICE, CAROL))
+    hup(gateway)
+    for _ in range(4):
+        assert chat(gateway, ALICE)[0] == 401
+        assert chat(gateway, CAROL)[0] == 200
+
+
 @both
 def test_a_bad_file_keeps_the_old_configuration(start: StartGateway, server: str) -> None:
     gateway = start(server=server, budgets=ROOMY)

@@ -1,7 +1,7 @@
 import pytest
 
 from fastgw import errors
-from fastgw.http1.request import UNSIZED, HeadMemo, read_request_head
+from fastgw.http1.request import UNSIZED, HeadCache, HeadMemo, read_request_head
 
 GOOD = (
     b"POST /openai/v1/chat/completions HTTP/1.1\r\n"
@@ -197,3 +197,77 @@ class TestHeadMemo:
         memo = HeadMemo()
         memo.remember(raw, read_request_head(raw, 100)[0])
         assert not memo.match(raw)
+
+
+class TestHeadCache:
+    def ask(self, heads: HeadCache, raw: bytes, address: str = "10.0.0.1") -> bool:
+        """Ask for a head as a connection does; whether it was known."""
+        found = heads.find(address, raw)
+        head, length = read_request_head(raw, 100)
+        if found is None:
+            heads.remember(address, raw, head)
+            return False
+        memo = HeadMemo()
+        same = [field for field in head.fields if field[0] != b"content-length"]
+        kept = memo.recall(found).fields
+        assert [field for field in kept if field[0] != b"content-length"] == same
+        assert memo.length == length
+        assert memo.match(raw + b"x" * length) == len(raw)
+        assert memo.length == length
+        return True
+
+    @pytest.mark.parametrize(
+        "raw", [GOOD, GOOD.replace(b"Content-Length", b"content-length"), head()]
+    )
+    def test_a_head_is_known_from_its_third_time_on(self, raw: bytes) -> None:
+        heads = HeadCache()
+        assert [self.ask(heads, raw) for _ in range(4)] == [False, False, True, True]
+        assert not self.ask(heads, raw, "10.0.0.2")
+
+    def test_another_length_is_the_same_head_and_another_byte_is_not(self) -> None:
+        heads = HeadCache()
+        for length in (b"1", b"22", b"333"):
+            known = self.ask(heads, GOOD.replace(b"Length: 12", b"Length: " + length))
+        assert known
+        for at in range(len(GOOD)):
+            if not (GOOD[at : at + 1].isdigit() and b"Length: " in GOOD[at - 9 : at + 1]):
+                changed = GOOD[:at] + bytes((GOOD[at] ^ 1,)) + GOOD[at + 1 :]
+                assert heads.find("10.0.0.1", changed) is None, at
+
+    @pytest.mark.parametrize("digits", [b"", b"+1", b"1 ", b" 1", b"0x1", b"1" * 19, b"1,1"])
+    def test_takes_only_plain_digits(self, digits: bytes) -> None:
+        heads = HeadCache()
+        for _ in range(3):
+            self.ask(heads, GOOD)
+        assert heads.find("10.0.0.1", GOOD.replace(b"Length: 12", b"Length: " + digits)) is None
+
+    def test_a_field_that_mentions_the_length_does_not_confuse_it(self) -> None:
+        heads = HeadCache()
+        line = b"POST /x HTTP/1.1"
+        for length in (b"3", b"4", b"5"):
+            raw = head(b"X: Content-Length: 7", b"CONTENT-LENGTH: " + length, line=line)
+            assert not self.ask(heads, raw)
+        for length in (b"3", b"4", b"5"):
+            raw = head(b"X: Content-Length: 7", b"content-length: " + length, line=line)
+            known = self.ask(heads, raw)
+        assert known
+
+    @pytest.mark.parametrize(
+        "field", [b"Transfer-Encoding: chunked", b"Content-Length: 1\r\nExpect: 100-continue"]
+    )
+    def test_what_needs_more_than_its_head_is_read_each_time(self, field: bytes) -> None:
+        heads = HeadCache()
+        raw = head(field, line=b"POST /x HTTP/1.1")
+        assert not any(self.ask(heads, raw) for _ in range(4))
+
+    def test_what_never_repeats_or_is_too_many_is_not_kept(self) -> None:
+        heads = HeadCache(10)
+        for number in range(100):
+            assert not self.ask(heads, head(b"traceparent: %d" % number))
+        assert len(heads) == 0
+        for _ in range(5):
+            for number in range(15):
+                self.ask(heads, head(b"x: %d" % number))
+                assert len(heads) <= 10
+        large = head(b"x: " + b"y" * HeadCache.LARGEST)
+        assert not any(self.ask(heads, large) for _ in range(4))

@@ -8,17 +8,22 @@ the body ends and hands back what follows.
 from __future__ import annotations
 
 import re
+from typing import Final
 
 _SIZE_LINE = re.compile(rb"([0-9A-Fa-f]{1,15})(?:[ \t]*;([\t\x20-\x7e\x80-\xff]*))?")
 _PLAIN_SIZE = re.compile(rb"([1-9A-Fa-f][0-9A-Fa-f]{0,7})\r\n")
 _TRAILER = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+:[\t\x20-\x7e\x80-\xff]*")
-_SIZE_LINES: dict[int, bytes | None] = {}
+_SIZE_LINES: Final[dict[int, bytes | None]] = {}
 """How a chunk of so many bytes, framing included, begins: there is one way or none."""
 _MEMO_SIZES = 4096
 MAX_LINE = 4096
 MAX_EXTRAS = 16 * 1024  # extensions and trailers of one body together
 
-_AT_SIZE, _IN_DATA, _AT_DATA_END, _IN_TRAILERS, _ENDED = range(5)
+_AT_SIZE: Final = 0  # Final: compiled, a name costs a look-up that a constant does not
+_IN_DATA: Final = 1
+_AT_DATA_END: Final = 2
+_IN_TRAILERS: Final = 3
+_ENDED: Final = 4
 
 
 class BadChunk(ValueError):

@@ -13,7 +13,6 @@ from pathlib import Path
 from setuptools import setup
 
 MODULES = (
-    "compiled",
     # the way of an exchange
     "asking", "cutoff", "drains", "engine", "exchange", "flow_control", "inspection", "metrics",
     "plan", "recorder", "relay", "reservation", "skeleton", "sse",

@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Protocol, cast
 
+from fastgw.compiled import mypyc_attr
 from fastgw.http1.body import BadChunk, ChunkedDecoder
 from fastgw.http1.response import (
     CHUNKED,
@@ -54,6 +55,7 @@ class Exchange(Protocol):
         """The provider takes bytes again."""
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)  # by tests
 class UpstreamConnection(asyncio.Protocol):
     """See the module. `send` starts a request; what comes back goes to the exchange."""
 

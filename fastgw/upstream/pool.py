@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Protocol
 from urllib.parse import urlsplit
 
 from fastgw import clock, tasks
+from fastgw.compiled import mypyc_attr
 from fastgw.upstream.connection import UpstreamConnection
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ class Acquirer(Protocol):
         """None to be had: `refused`, `malformed`, `timeout` or `full`."""
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)  # by tests
 class Pool:
     """The connections of a worker to one upstream."""
 

@@ -25,6 +25,7 @@ from fastgw.usage.meter import (
 )
 from fastgw.usage.openai import OPENAI
 from fastgw.usage.payload import MAX_AT_ONCE, SLICE
+from tests.looks_inside import looks_inside
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -199,6 +200,7 @@ def test_long_streams_together_keep_no_more_than_there_is_room_for(
     assert _Lease.taken == 0  # given back by those that are gone
 
 
+@looks_inside
 def test_what_a_stream_has_cost_so_far_is_told_of_new_events_alone() -> None:
     counted: list[int] = []
 

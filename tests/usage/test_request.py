@@ -23,6 +23,7 @@ from fastgw.usage.request import (
     refuse_unmeterable,
     without_usage,
 )
+from tests.looks_inside import looks_inside
 
 
 def readings(body: bytes) -> set[str]:
@@ -319,6 +320,7 @@ def with_image(**more: Any) -> dict[str, Any]:
     return {"model": "gpt-4o", "messages": [{"role": "user", "content": [words, part]}]} | more
 
 
+@looks_inside
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("options", [None, {"other": 1}, {"include_usage": True}])
 def test_of_a_large_body_the_image_is_not_read(

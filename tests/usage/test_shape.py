@@ -13,6 +13,7 @@ from fastgw.usage.framing import LineFramer
 from fastgw.usage.openai import OPENAI
 from fastgw.usage.payload import read_objects
 from fastgw.usage.shape import MANY, PATIENCE, Reader
+from tests.looks_inside import looks_inside
 from tests.test_recorded import ENTRIES, formats, variants
 from tests.usage.answers import lines, sse
 
@@ -89,6 +90,7 @@ def test_recorded_streams(entry: dict[str, Any]) -> None:
             assert "".join(Reader(api, EventFramer()).texts(half)) == one_by_one(api, half)[0]
 
 
+@looks_inside
 def test_few_events_of_a_known_shape_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
     read = []
 

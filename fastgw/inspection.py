@@ -68,12 +68,14 @@ def inspect(plan: Plan, request: RequestHead, body: bytes) -> Inspected:
         if size > KEEP_PROMPT or plan.reserves:
             prompt = prompt_tokens(plan.api.prompt(message), plan.named)
         if plan.reserves:
-            default = settings.default_max_tokens
-            output = output_limit(plan.api, plan.operation, message, default)
+            output = output_limit(plan.api, plan.operation, message, -1)
+            bounded = output >= 0
+            if not bounded:
+                output *= -settings.default_max_tokens
             reservation = Reservation(
                 Usage(prompt, output), plan.api, plan.operation, message if plan.clamps else None
             )
-            reservation.bounded = output_limit(plan.api, plan.operation, message, -1) >= 0
+            reservation.bounded = bounded
         if plan.cuts and streams and not injected:
             options = message.get("stream_options")
             told = isinstance(options, dict) and options.get("include_usage") is True

@@ -54,7 +54,10 @@ def counted(request: dict[str, Any], model: str, counter: Counter | None = None)
         counter = counter_for(model)
     family = family_of(model)
     texts: list[str] = []
-    extra = sum(_walk(request.get(name), texts) for name in _MEMBERS)
+    extra = 0
+    for name in _MEMBERS:
+        if (value := request.get(name)) is not None:
+            extra += _walk(value, texts)
     messages = request.get("messages")
     if isinstance(messages, list):
         extra += TOKENS_PER_MESSAGE * len(messages) + TOKENS_PER_REPLY

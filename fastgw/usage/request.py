@@ -139,9 +139,11 @@ def output_limit(api: Api, operation: str, message: dict[str, Any], default: int
     for each where it allows any number. 0 for an operation that makes no text."""
     if operation not in api.LIMITS:
         return 0
-    given = [_member(message, name) for name in api.LIMITS[operation]]
-    limits = [value for value in given if type(value) is int and value >= 0]
-    return (limits[0] if limits else default) * _choices(api, message)
+    for name in api.LIMITS[operation]:
+        value = _member(message, name)
+        if type(value) is int and value >= 0:
+            return value * _choices(api, message)
+    return default * _choices(api, message)
 
 
 def limit_output(api: Api, operation: str, message: dict[str, Any], room: int) -> int:
@@ -171,6 +173,8 @@ _MISSING: Any = object()
 
 def _member(message: dict[str, Any], name: str) -> Any:
     """The member of that name; dots lead inwards."""
+    if "." not in name:
+        return message.get(name, _MISSING)
     place: Any = message
     for step in name.split("."):
         if not isinstance(place, dict) or step not in place:
@@ -181,8 +185,12 @@ def _member(message: dict[str, Any], name: str) -> Any:
 
 def _choices(api: Api, message: dict[str, Any]) -> int:
     """Answers that are made, and paid for."""
-    numbers = [_member(message, name) for name in api.CHOICES]
-    return max((value for value in numbers if type(value) is int and value > 0), default=1)
+    most = 0
+    for name in api.CHOICES:
+        value = _member(message, name)
+        if type(value) is int and value > most:
+            most = value
+    return most or 1
 
 
 def without_usage(body: bytes) -> bytes:

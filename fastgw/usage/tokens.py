@@ -111,8 +111,9 @@ class TokenCounter:
     def close(self) -> None:
         """The text is over; what comes next is another."""
         if self._weight:
-            self._fold()
-            self._settled += self._vocabulary.count(self._waiting[0])
+            if self._weight > SLICE:
+                self._fold()
+            self._settled += self._vocabulary.count("".join(self._waiting))
             self._waiting = []
             self._weight = 0
             self._limit = FOLD

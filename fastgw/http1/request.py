@@ -13,7 +13,7 @@ each time, but for the digits of Content-Length; `HeadMemo` recognises that and 
 from __future__ import annotations
 
 import re
-from typing import Any
+from typing import Any, Final
 
 import httptools
 
@@ -284,7 +284,7 @@ class HeadCache:
     with what is known of them.
     """
 
-    LARGEST = 4096
+    LARGEST: Final = 4096
 
     def __init__(self, size: int = 2048) -> None:
         self._size = size

@@ -158,7 +158,13 @@ def failures(results: dict[str, Any]) -> list[str]:
     return found
 
 
-_STORES = {"fastgw": "sqlite", "fastgw-redis": "redis", "fastgw-reserve": "redis"}
+_STORES = {
+    "fastgw": "sqlite",
+    "fastgw-redis": "redis",
+    "fastgw-reserve": "redis",
+    "fastgw-compiled": "sqlite",
+    "fastgw-compiled-redis": "redis",
+}
 _STREAM_HEADS = ["first byte, ms", "an event's way, p50 ms", "p99 ms"]
 
 
@@ -257,31 +263,41 @@ def aims(results: dict[str, Any]) -> list[Aim]:
 
     direct = p50("w4", "direct")
     rates = [get("w8", name, lambda each: each.rate) for name in ("fastgw-two", "fastgw")]
+    found_aims = []
+    for what, name, redis in (
+        ("fastgw", "fastgw", "fastgw-redis"),
+        ("fastgw compiled", "fastgw-compiled", "fastgw-compiled-redis"),
+    ):
+        found_aims += [
+            Aim(f"w1: CPU of {what}, SQLite / nginx", ratio("w1", name, "nginx"), 1.3, 1.0),
+            Aim(f"w1: CPU of {what}, Redis / nginx", ratio("w1", redis, "nginx"), 1.3, 1.0),
+            Aim(f"w2: CPU of {what} / nginx", ratio("w2", name, "nginx"), 1.05, 0.9),
+            Aim(f"w2-bulk: CPU of {what} / nginx", ratio("w2-bulk", name, "nginx"), 1.05, 0.9),
+            Aim(f"w3: CPU of {what} / nginx", ratio("w3", name, "nginx"), 1.05, 0.9),
+            Aim(f"w1: CPU of {what} / haproxy", ratio("w1", name, "haproxy"), 1.2, 1.0),
+            Aim(f"w1: CPU of {what} / Envoy", ratio("w1", name, "envoy"), 0.45, 0.33),
+            Aim(
+                f"w1: CPU of {what}, Redis / nginx with Lua and Redis",
+                ratio("w1", redis, "nginx-lua"),
+                *(0.45, 0.33),
+            ),
+            Aim(
+                f"w1: CPU of LiteLLM / {what}", ratio("w1", "litellm", name), 30, 50, at_least=True
+            ),
+            Aim(
+                f"w4: p50 that {what} adds / that nginx adds",
+                over(less(p50("w4", name), direct), less(p50("w4", "nginx"), direct)),
+                *(1.5, 1.1),
+            ),
+        ]
     return [
-        Aim("w1: CPU of fastgw, SQLite / nginx", ratio("w1", "fastgw", "nginx"), 1.3, 1.0),
-        Aim("w1: CPU of fastgw, Redis / nginx", ratio("w1", "fastgw-redis", "nginx"), 1.3, 1.0),
-        Aim("w2: CPU of fastgw / nginx", ratio("w2", "fastgw", "nginx"), 1.05, 0.9),
-        Aim("w2-bulk: CPU of fastgw / nginx", ratio("w2-bulk", "fastgw", "nginx"), 1.05, 0.9),
-        Aim("w3: CPU of fastgw / nginx", ratio("w3", "fastgw", "nginx"), 1.05, 0.9),
-        Aim("w1: CPU of fastgw / haproxy", ratio("w1", "fastgw", "haproxy"), 1.2, 1.0),
-        Aim("w1: CPU of fastgw / Envoy", ratio("w1", "fastgw", "envoy"), 0.45, 0.33),
-        Aim(
-            "w1: CPU of fastgw, Redis / nginx with Lua and Redis",
-            ratio("w1", "fastgw-redis", "nginx-lua"),
-            *(0.45, 0.33),
-        ),
-        Aim("w1: CPU of LiteLLM / fastgw", ratio("w1", "litellm", "fastgw"), 30, 50, at_least=True),
+        *found_aims,
         Aim("w7: CPU, everything on / off", ratio("w7", "fastgw", "fastgw-off"), 1.25, 1.12),
         Aim("w7: CPU, reserve / post", ratio("w7", "fastgw-reserve", "fastgw-redis"), 1.4, 1.25),
         Aim(
             "w7: p50 that reserve adds",
             less(p50("w7", "fastgw-reserve"), p50("w7", "fastgw-redis")),
             *(1.0, None, " ms"),
-        ),
-        Aim(
-            "w4: p50 that fastgw adds / that nginx adds",
-            over(less(p50("w4", "fastgw"), direct), less(p50("w4", "nginx"), direct)),
-            *(1.5, 1.1),
         ),
         Aim(
             "w8: rate of two workers / one" + " (too few CPUs to tell)" * (cores < 4),

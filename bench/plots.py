@@ -27,6 +27,8 @@ NAMES = {
     "httpx": "uvicorn + httpx",
     "fastgw": "fastgw, SQLite",
     "fastgw-redis": "fastgw, Redis",
+    "fastgw-compiled": "fastgw compiled, SQLite",
+    "fastgw-compiled-redis": "fastgw compiled, Redis",
 }
 _STYLE = """<style>
 text { font: 13px system-ui, -apple-system, "Segoe UI", "DejaVu Sans", sans-serif; fill: #3d444d; }

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 CONFIGS = ROOT / "bench" / "rivals"
 LARGE_BUFFERS = "proxy_buffer_size 32k; proxy_buffers 8 32k; proxy_busy_buffers_size 64k;"
+COMPILED = ROOT / ".venv-compiled"
 NGINX_MODULES = Path("/usr/lib/nginx/modules")
 ADMIN_TOKEN = "bench-admin-token"
 LIMIT = 10**15
@@ -234,6 +235,7 @@ class Variant(NamedTuple):
     workers: int = 1
     on: bool = True
     """False: answers are not metered; no metrics label, access log, usage sums, journal."""
+    compiled: bool = False
 
 
 VARIANTS = {
@@ -243,11 +245,18 @@ VARIANTS = {
     "fastgw-no-budget": Variant(store="memory:", budgets=""),
     "fastgw-off": Variant(store="memory:", budgets="", on=False),
     "fastgw-two": Variant(workers=2),
+    "fastgw-compiled": Variant(compiled=True),
+    "fastgw-compiled-redis": Variant(compiled=True, store="redis"),
 }
 
 
 def _fastgw(name: str, place: Place) -> Target:
     variant = VARIANTS[name]
+    python = Path(sys.executable)
+    if variant.compiled:
+        python = COMPILED / "bin" / "python"
+        if not python.exists():
+            raise Missing("the compiled build: make compiled")
     store = variant.store
     if store == "redis":
         if not place.redis:
@@ -275,9 +284,12 @@ def _fastgw(name: str, place: Place) -> Target:
         METERED="true" if variant.on else "false",
         BUDGETS=variant.budgets,
     )
-    command = [sys.executable, "-m", "fastgw", "serve", "--config", str(config)]
+    command = [str(python), "-P", "-m", "fastgw", "serve", "--config", str(config)]
     cpus = place.cores.pair if variant.workers > 1 else place.cores.target
-    target = launch(name, place, port, command, cpus, environment())
+    env = environment()
+    if variant.compiled:
+        env.pop("PYTHONPATH", None)  # the source would be found before it
+    target = launch(name, place, port, command, cpus, env)
     target.admin = admin
     _wait_for_workers(target, variant.workers)
     return target
@@ -311,7 +323,7 @@ _STARTS: dict[str, Callable[[str, Place], Target]] = {
     **dict.fromkeys(VARIANTS, _fastgw),
 }
 TARGETS = tuple(_STARTS)
-NEED_REDIS = ("nginx-lua", "fastgw-redis", "fastgw-reserve")
+NEED_REDIS = ("nginx-lua", "fastgw-redis", "fastgw-reserve", "fastgw-compiled-redis")
 
 
 DEBITS = ("nginx-lua", *(name for name, variant in VARIANTS.items() if variant.budgets))

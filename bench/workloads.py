@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 PYTHON_PROXIES = ("litellm", "httpx")
+OURS = ("fastgw", "fastgw-redis", "fastgw-compiled", "fastgw-compiled-redis")
 RIVALS = ("nginx", "haproxy", "nginx-lua", "envoy")
 PACE = 50
 """Events a second of a paced stream."""
@@ -86,12 +87,12 @@ WORKLOADS = (
     Workload(
         "w1",
         "JSON, 300 bytes in, 600 bytes out, 64 keep-alive connections",
-        ("direct", *RIVALS, *PYTHON_PROXIES, "fastgw", "fastgw-redis"),
+        ("direct", *RIVALS, *PYTHON_PROXIES, *OURS),
     ),
     Workload(
         "w2",
         "64 streams of 200 events of about 200 bytes, a new one each millisecond",
-        ("direct", *RIVALS, *PYTHON_PROXIES, "fastgw"),
+        ("direct", *RIVALS, *PYTHON_PROXIES, "fastgw", "fastgw-compiled"),
         unit="events",
         behaviour="events=200;pace=0.001",
         stream=True,
@@ -99,7 +100,7 @@ WORKLOADS = (
     Workload(
         "w2-bulk",
         "64 streams of 200 events of 180 bytes, all at once",
-        ("direct", "nginx", "nginx-32k", "haproxy", "envoy", "fastgw"),
+        ("direct", "nginx", "nginx-32k", "haproxy", "envoy", "fastgw", "fastgw-compiled"),
         unit="events",
         behaviour="events=200",
         stream=True,
@@ -107,7 +108,7 @@ WORKLOADS = (
     Workload(
         "w3",
         f"1,000 streams of {PACE} events/s",
-        ("direct", *RIVALS, "fastgw"),
+        ("direct", *RIVALS, "fastgw", "fastgw-compiled"),
         unit="events",
         connections=1000,
         stream=True,
@@ -116,7 +117,7 @@ WORKLOADS = (
     Workload(
         "w4",
         "JSON, one connection: what is added to the time of an answer",
-        ("direct", *RIVALS, *PYTHON_PROXIES, "fastgw", "fastgw-redis"),
+        ("direct", *RIVALS, *PYTHON_PROXIES, *OURS),
         connections=1,
     ),
     *_bodies(),

@@ -122,12 +122,8 @@ def test_nobody_else_can_write_what_stands_for_a_string() -> None:
     assert counter.total() == 7
 
 
-class Kept(Unfinished):
-    __slots__ = ()
-
-
 def test_an_event_is_kept_as_it_is_until_it_is_large() -> None:
-    kept = Kept()
+    kept = Unfinished()
     piece = b'"' + b"x" * 30_000 + b'"'
     for number in range(1, 4):
         kept._keep(piece)
@@ -141,7 +137,7 @@ def test_an_event_is_kept_as_it_is_until_it_is_large() -> None:
 
 
 def test_what_is_lost_is_told_until_it_is_noted() -> None:
-    kept = Kept()
+    kept = Unfinished()
     for _ in range(40):
         kept._keep(b"1," * 10_000)
     assert kept._take(b"the end") == b""

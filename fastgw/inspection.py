@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import orjson
 
@@ -106,9 +106,9 @@ def unread(plan: Plan, size: int) -> Reservation:
     return Reservation(estimate, plan.api, "", None)
 
 
-REJECTED = frozenset({400, 422})
+REJECTED: Final = frozenset({400, 422})
 """Statuses of a provider that does not know an option."""
-_OPTION = b"stream_options"
+_OPTION: Final = b"stream_options"
 
 
 def unless_rejected(answer: bytes) -> bytes | None:

@@ -7,9 +7,9 @@ with up to nine decimals is a whole number. No float ever holds money.
 from __future__ import annotations
 
 from decimal import Decimal, InvalidOperation
-from typing import Any
+from typing import Any, Final
 
-NANO = 10**9
+NANO: Final = 10**9
 """Nano-USD of a dollar."""
 
 MICRO = 1000

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from fastgw import clock
 from fastgw.access_log import quote
@@ -24,21 +24,21 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-_RECORDS_OF_A_PLAN = 64
+_RECORDS_OF_A_PLAN: Final = 64
 
 _TOLD = 1000
 """Models without price of which the log tells, once each."""
 
-_AT_ONCE = 256
+_AT_ONCE: Final = 256
 """Exchanges that wait to be told of at most."""
 
-_LINE = (
+_LINE: Final = (
     b'{"time":"%b","request_id":"%b",%b"input_tokens":%d,"output_tokens":%d,'
     b'"cached_input_tokens":%d,"reasoning_tokens":%d,"cost_usd":%b,"duration_ms":%.3f,'
     b'"processing_ms":%b,"first_byte_ms":%b,"bytes_in":%d,"bytes_out":%d%b}'
 )
 """Filled in by hand: a dict of 24 entries and its JSON are four times the cost."""
-_ALIKE = b'"status":%d,"reason":"%b",%b,"stream":%b,"usage_source":"%b",'
+_ALIKE: Final = b'"status":%d,"reason":"%b",%b,"stream":%b,"usage_source":"%b",'
 """The part of a line that is the same for exchanges that end alike."""
 
 

@@ -43,7 +43,7 @@ _ONCE = frozenset(
 )
 """Fields of which a second one means that two parsers could read two messages."""
 
-UNSIZED = -1
+UNSIZED: Final = -1
 
 
 class RequestHead:

@@ -10,17 +10,18 @@ be asked each time.
 from __future__ import annotations
 
 import re
+from typing import Final
 
 from fastgw.http1.headers import HOP_BY_HOP, TOKEN, tokens
 
-_STATUS_LINE = re.compile(rb"HTTP/1\.([01]) ([1-5][0-9]{2})(?: [\t\x20-\x7e\x80-\xff]*)?")
-_VALUE_BYTES = bytes([9, *range(0x20, 0x7F), *range(0x80, 0x100)])
-_KEEP_ALIVE_TIMEOUT = re.compile(rb"timeout=([0-9]{1,6})", re.IGNORECASE)
+_STATUS_LINE: Final = re.compile(rb"HTTP/1\.([01]) ([1-5][0-9]{2})(?: [\t\x20-\x7e\x80-\xff]*)?")
+_VALUE_BYTES: Final = bytes([9, *range(0x20, 0x7F), *range(0x80, 0x100)])
+_KEEP_ALIVE_TIMEOUT: Final = re.compile(rb"timeout=([0-9]{1,6})", re.IGNORECASE)
 
-UNTIL_CLOSE = -1
-CHUNKED = -2
+UNTIL_CLOSE: Final = -1
+CHUNKED: Final = -2
 
-_DROPPED = HOP_BY_HOP | {
+_DROPPED: Final = HOP_BY_HOP | {
     b"x-request-id",
     b"request-id",
     b"access-control-allow-origin",
@@ -31,8 +32,16 @@ _DROPPED = HOP_BY_HOP | {
 """Fields of the provider that are not the client's: hop-by-hop, ids that we replace, and what
 speaks of the provider's own origin."""
 
-_KEEP, _DROP, _RATE_LIMIT, _LENGTH, _CODING, _CONNECTION, _KEEP_ALIVE, _MEDIA, _ENCODING = range(9)
-_KINDS = dict.fromkeys(_DROPPED, _DROP) | {
+_KEEP: Final = 0
+_DROP: Final = 1
+_RATE_LIMIT: Final = 2
+_LENGTH: Final = 3
+_CODING: Final = 4
+_CONNECTION: Final = 5
+_KEEP_ALIVE: Final = 6
+_MEDIA: Final = 7
+_ENCODING: Final = 8
+_KINDS: Final = dict.fromkeys(_DROPPED, _DROP) | {
     b"content-length": _LENGTH,
     b"transfer-encoding": _CODING,
     b"connection": _CONNECTION,
@@ -40,20 +49,20 @@ _KINDS = dict.fromkeys(_DROPPED, _DROP) | {
     b"content-type": _MEDIA,
     b"content-encoding": _ENCODING,
 }
-_USUAL_OPTIONS = frozenset({b"close", b"keep-alive"})
+_USUAL_OPTIONS: Final = frozenset({b"close", b"keep-alive"})
 """Options of Connection that name no field that could be kept."""
-_RATE_LIMITS = (b"x-ratelimit-", b"ratelimit", b"anthropic-ratelimit-")
+_RATE_LIMITS: Final = (b"x-ratelimit-", b"ratelimit", b"anthropic-ratelimit-")
 
-_MEMO: dict[bytes, tuple[int, bytes]] = {}
-_MEMO_LINES = 2048
-_MEMO_WIDTH = 256
-_NAMES: dict[bytes, tuple[int, bool]] = {}
+_MEMO: Final[dict[bytes, tuple[int, bytes]]] = {}
+_MEMO_LINES: Final = 2048
+_MEMO_WIDTH: Final = 256
+_NAMES: Final[dict[bytes, tuple[int, bool]]] = {}
 """Kind of each field name, and whether its value varies from answer to answer."""
-_MEMO_NAMES = 512
-_HEADS: tuple[dict[bytes, ResponseHead], ...] = ({}, {})
+_MEMO_NAMES: Final = 512
+_HEADS: Final[tuple[dict[bytes, ResponseHead], ...]] = ({}, {})
 """Heads by their bytes: without and with rate limits."""
-_MEMO_HEADS = 256
-_VARYING = frozenset(
+_MEMO_HEADS: Final = 256
+_VARYING: Final = frozenset(
     {b"date", b"set-cookie", b"cf-ray", b"openai-processing-ms", b"etag", b"age", b"x-request-id"}
 )
 

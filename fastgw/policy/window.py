@@ -9,7 +9,7 @@ nothing ever has to be reset.
 from __future__ import annotations
 
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 from urllib.parse import quote, unquote
 from zoneinfo import ZoneInfo
 
@@ -27,7 +27,7 @@ UNITS = {
 }
 """Length in seconds of each epoch-aligned window."""
 
-FAR = 2**53
+FAR: Final = 2**53
 """An epoch second that will not come."""
 
 GRACE = 3600

@@ -11,7 +11,7 @@ reasoning out of completion_tokens (xAI, Gemini) the total tells.
 from __future__ import annotations
 
 import re
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Final
 
 from fastgw.compiled import interpreted
 from fastgw.model import Usage
@@ -21,7 +21,7 @@ _PARTS = frozenset({"text", "thinking"})
 """Text in a content that is a list; Mistral's reasoning is one more list in it."""
 _TEXT_MEMBERS = frozenset({"content", "reasoning_content", "reasoning", "refusal"})
 
-_REPORTING_TYPES = frozenset(
+_REPORTING_TYPES: Final = frozenset(
     {
         "transcript.text.done",
         "image_generation.completed",
@@ -36,7 +36,7 @@ _tuple = tuple.__new__
 
 _DEPLOYMENT = re.compile(r"/deployments/([^/]+)/", re.IGNORECASE)
 
-_FINAL_RESPONSE_EVENTS = frozenset(
+_FINAL_RESPONSE_EVENTS: Final = frozenset(
     {"response.completed", "response.incomplete", "response.failed", "response.cancelled"}
 )
 

@@ -10,8 +10,6 @@ import tomllib
 from importlib.util import find_spec
 from pathlib import Path
 
-from setuptools import setup
-
 MODULES = (
     # the way of an exchange
     "asking", "cutoff", "drains", "engine", "exchange", "flow_control", "inspection", "metrics",
@@ -51,6 +49,8 @@ def needs() -> list[str]:
 
 
 if __name__ == "__main__":
+    from setuptools import setup
+
     if os.environ.get("FASTGW_COMPILE", "0") in ("", "0"):
         setup()
     else:

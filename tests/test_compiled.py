@@ -8,6 +8,7 @@ import re
 import runpy
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -82,6 +83,7 @@ def test_who_may_be_weakly_referenced() -> None:
 
 @pytest.mark.slow
 @pytest.mark.skipif(COMPILED, reason="they are compiled")
+@pytest.mark.skipif(find_spec("setuptools") is None, reason="mypyc needs setuptools")
 def test_the_compiler_takes_the_modules(tmp_path: Path) -> None:
     """All but the C compiler: 15 seconds."""
     done = subprocess.run(

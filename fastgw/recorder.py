@@ -128,82 +128,83 @@ class Recorder:
         lines: list[bytes] = []
         touched: list[Record] = []
         for exchange, address, bytes_in, reason, verdict, now in ended:
-            usage = verdict.usage
-            given, made, cached, _, reasoning, said, _ = usage
-            sent = exchange.sent
-            source = said if sent else ""
-            plan = exchange.plan
-            streams = exchange.streams
-            alike = (exchange.model, verdict.model, exchange.status, reason, source, streams)
-            record = plan.records.get(alike) if plan is not None else None
-            if record is None:
-                try:
+            try:
+                usage = verdict.usage
+                given, made, cached, _, reasoning, said, _ = usage
+                sent = exchange.sent
+                source = said if sent else ""
+                plan = exchange.plan
+                streams = exchange.streams
+                alike = (exchange.model, verdict.model, exchange.status, reason, source, streams)
+                record = plan.records.get(alike) if plan is not None else None
+                if record is None:
                     record = self._record(exchange, address, reason, verdict, source)
-                except Exception:
-                    log.exception("an exchange could not be recorded")
-                    continue
-                if plan is not None:
-                    if len(plan.records) >= _RECORDS_OF_A_PLAN:
-                        plan.records.clear()
-                    plan.records[alike] = record
-            if not record.number:
-                touched.append(record)
-            record.number += 1
-            series = record.series
-            began, first = exchange.began, exchange.first_byte
-            series.duration(now - began)
-            cost = processing = waited = b"null"
-            if sent:
-                series.processing(sent - began)
-                processing = b"%.3f" % ((sent - began) * 1000)
-                if first:
-                    waited = b"%.3f" % ((first - sent) * 1000)
-                if source != "none":
-                    series.input_tokens(given)
-                    series.output_tokens(made)
-                    record.input += given
-                    record.output += made
-                    if cached:
-                        series.cached_tokens(cached)
-                        record.cached += cached
-                    if usage.cache_write_tokens:
-                        series.written_tokens(usage.cache_write_tokens)
-                    if record.price is not None:
-                        nano = usage.cost or record.price.cost(usage)
-                        record.cost += nano
-                        # half the cost of the general form
-                        cost = b"0.%09d" % nano if nano < NANO else b"%d.%09d" % divmod(nano, NANO)
-                    elif plan is not None and plan.in_usd:
-                        self._unpriced(plan, verdict.model or exchange.model or plan.named)
-                    series.server_duration(now - sent)
+                    if plan is not None:
+                        if len(plan.records) >= _RECORDS_OF_A_PLAN:
+                            plan.records.clear()
+                        plan.records[alike] = record
+                if not record.number:
+                    touched.append(record)
+                record.number += 1
+                series = record.series
+                began, first = exchange.began, exchange.first_byte
+                series.duration(now - began)
+                cost = processing = waited = b"null"
+                if sent:
+                    series.processing(sent - began)
+                    processing = b"%.3f" % ((sent - began) * 1000)
                     if first:
-                        series.time_to_first_token(first - sent)
-                        if streams and made > 1:
-                            series.time_per_output_token((now - first) / (made - 1))
-            if writes:
-                lines.append(
-                    _LINE
-                    % (
-                        stamp,
-                        exchange.request_id,
-                        record.line,
-                        given,
-                        made,
-                        cached,
-                        reasoning,
-                        cost,
-                        (now - began) * 1000,
-                        processing,
-                        waited,
-                        bytes_in,
-                        exchange.bytes_out,
-                        _verbatim(verdict.reported) if verdict.reported else b"",
+                        waited = b"%.3f" % ((first - sent) * 1000)
+                    if source != "none":
+                        series.input_tokens(given)
+                        series.output_tokens(made)
+                        record.input += given
+                        record.output += made
+                        if cached:
+                            series.cached_tokens(cached)
+                            record.cached += cached
+                        if usage.cache_write_tokens:
+                            series.written_tokens(usage.cache_write_tokens)
+                        if record.price is not None:
+                            nano = usage.cost or record.price.cost(usage)
+                            record.cost += nano
+                            # half the cost of the general form
+                            cost = (
+                                b"0.%09d" % nano if nano < NANO else b"%d.%09d" % divmod(nano, NANO)
+                            )
+                        elif plan is not None and plan.in_usd:
+                            self._unpriced(plan, verdict.model or exchange.model or plan.named)
+                        series.server_duration(now - sent)
+                        if first:
+                            series.time_to_first_token(first - sent)
+                            if streams and made > 1:
+                                series.time_per_output_token((now - first) / (made - 1))
+                if writes:
+                    lines.append(
+                        _LINE
+                        % (
+                            stamp,
+                            exchange.request_id,
+                            record.line,
+                            given,
+                            made,
+                            cached,
+                            reasoning,
+                            cost,
+                            (now - began) * 1000,
+                            processing,
+                            waited,
+                            bytes_in,
+                            exchange.bytes_out,
+                            _verbatim(verdict.reported) if verdict.reported else b"",
+                        )
                     )
-                )
+            except Exception:
+                log.exception("an exchange could not be recorded")
         if lines:
             self._access_log.write_all(lines)
-        for record in touched:
-            self._sum(record, wall)
+        for each in touched:
+            self._sum(each, wall)
 
     def _record(
         self, exchange: Exchange, address: str, reason: str, verdict: Metered, source: str

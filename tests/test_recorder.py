@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import orjson
 import pytest
 
+from bench.micro import exchange
+from fastgw.compiled import COMPILED
 from fastgw.recorder import MAX_USAGE, _verbatim
 
 
@@ -23,3 +26,26 @@ def test_a_usage_is_kept_as_it_was_reported(usage: dict[str, Any]) -> None:
 )
 def test_a_usage_that_no_line_can_carry_is_left_out(usage: dict[str, Any]) -> None:
     assert _verbatim(usage) == b""
+
+
+@pytest.mark.skipif(COMPILED, reason="no attribute takes a value of another type there")
+def test_an_exchange_that_cannot_be_told_of_takes_no_other_with_it(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async def go() -> None:
+        bench = exchange.Bench()
+        await bench.exchange(exchange.request(), [exchange.answer()])
+        bench.recorder.flush()
+        before = len(bench.access_log._lines)
+        for _ in range(3):
+            bench.client.data_received(exchange.request())
+            bench.provider.data_received(exchange.answer())
+        ended = bench.recorder._ended
+        assert len(ended) == 3
+        ended[1][0].bytes_out = "many"  # type: ignore[assignment]
+        bench.recorder.flush()
+        assert len(bench.access_log._lines) == before + 2
+        assert "could not be recorded" in caplog.text
+        await bench.close()
+
+    asyncio.run(go())

@@ -34,6 +34,10 @@ _RULES: dict[str, Merge] = {"store_up": min, "journal_up": min, "build_info": ma
 """Of other gauges the sum is shown."""
 
 
+_AT_ONCE = 1.0
+"""Seconds between two answers of the store, of which the larger one counts."""
+
+
 class AccountRow(NamedTuple):
     """One account as a worker knows it, in the budget's unit.
 
@@ -60,8 +64,10 @@ def merge_accounts(rows: Iterable[AccountRow]) -> list[AccountRow]:
     merged = []
     for same in grouped.values():
         freshest = max(same, key=lambda row: (row.key != "", row.known_at))
-        owed = sum(row.owed for row in same if row.key == freshest.key)
-        merged.append(freshest._replace(owed=owed))
+        alike = [row for row in same if row.key == freshest.key]
+        # Of answers at nearly the same time the one asked for last need not be the last one given.
+        used = max(row.used for row in alike if row.known_at >= freshest.known_at - _AT_ONCE)
+        merged.append(freshest._replace(used=used, owed=sum(row.owed for row in alike)))
     return merged
 
 

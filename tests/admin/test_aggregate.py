@@ -166,3 +166,11 @@ def test_status_adds_up() -> None:
         "listen": ["l"],
     }
     assert sum_status([]) == {}
+
+
+def test_of_answers_at_nearly_the_same_time_the_larger_is_the_later() -> None:
+    first = AccountRow("daily", "alice", "daily/alice@1", 100, 50, 0, 10.01)
+    later = AccountRow("daily", "alice", "daily/alice@1", 100, 55, 0, 10.0)  # asked for before it
+    assert [row.used for row in merge_accounts([first, later])] == [55]
+    corrected = first._replace(used=40, known_at=12.0)
+    assert [row.used for row in merge_accounts([corrected, later])] == [40]

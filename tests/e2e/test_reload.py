@@ -261,8 +261,13 @@ def test_a_worker_that_hangs_makes_a_reload_fail_for_all(start: StartGateway) ->
     finally:
         os.kill(victim, signal.SIGCONT)
     assert "worker 1: does not answer; the old configuration stays" in gateway.log.read_text()
+    # The one that hung still has both messages before it: the new configuration, and to go back.
     wait_for(
-        lambda: {worker["config"] for worker in workers(gateway)} == {digest}, "one configuration"
+        lambda: (
+            {worker["config"] for worker in workers(gateway)} == {digest}
+            and {chat(gateway, ALICE)[0] for _ in range(12)} == {200}
+        ),
+        "one configuration",
     )
     for _ in range(6):
         assert chat(gateway, ALICE)[0] == 200

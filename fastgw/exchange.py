@@ -131,7 +131,7 @@ class Exchange(Asking):
             self.first_byte = clock.monotonic()
         if watch is None:
             out = meter.feed(body) if body else b""
-            if framed is not None and out is body and relay is not None and relay.chunked:
+            if framed is not None and out is body and relay is not None and relay.passes:
                 # A chunk that passes as it is, as most of a stream.
                 if meter.told != self._told:
                     self._charge_so_far()

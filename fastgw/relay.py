@@ -128,17 +128,18 @@ def only_models(allows: Callable[[str], bool], body: bytes) -> bytes | None:
 
 class Relay:
     """One answer on its way. `sent` counts the body bytes given to the client; `begun` says that it
-    has any of it: where it has none at the end, the answer cannot be shown. `chunked`: a chunk of
-    the provider's may be passed to `write` as it is, once it is added to `sent`."""
+    has any of it: where it has none at the end, the answer cannot be shown. `passes`: a chunk of
+    the provider's may go to `write` as it is, once it is added to `sent`."""
 
     __slots__ = (
+        "_chunked",
         "_head_only",
         "_media",
         "_sized",
         "begun",
-        "chunked",
         "closes",
         "event_stream",
+        "passes",
         "sent",
         "streams",
         "strips",
@@ -166,7 +167,8 @@ class Relay:
         self.sent = 0
         sized = self._sized = head.length >= 0 and not self.strips
         self._head_only = request.method == b"HEAD" or head.status in (204, 304)
-        self.chunked = not sized and not self._head_only and request.minor == 1
+        self._chunked = not sized and not self._head_only and request.minor == 1
+        self.passes = self._chunked
         self.closes = closing or (not sized and not self._head_only and request.minor == 0)
 
     kept = b""
@@ -176,7 +178,7 @@ class Relay:
         self, request: RequestHead, head: ResponseHead, extra: bytes, body: bytes, ended: bool
     ) -> None:
         """Write head and first bytes. `extra`: header lines of ours, each with CRLF."""
-        if self.chunked:
+        if self._chunked:
             framing = b"transfer-encoding: chunked\r\n"
             body = self._frame(body, ended)
         else:
@@ -194,7 +196,7 @@ class Relay:
 
     def body(self, data: bytes, framed: bytes | None, ended: bool) -> None:
         """Write more of the body; `framed` is the same as one canonical chunk, if known."""
-        if self.chunked:
+        if self._chunked:
             if framed is not None and not ended:
                 self.sent += len(data)
                 self.write(framed)
@@ -222,7 +224,7 @@ class Relay:
             data = render(refusal, dialect) + b"\n"
         else:
             data = render_event(refusal, dialect)
-        self.write(chunk(data) if self.chunked else data)
+        self.write(chunk(data) if self._chunked else data)
 
 
 class EditedRelay(Relay):
@@ -242,7 +244,7 @@ class EditedRelay(Relay):
         closing: bool,
     ) -> None:
         super().__init__(write, request, head, strips=False, closing=closing)
-        self.begun = False
+        self.begun = self.passes = False
         self.kept = b""
         self._edit = edit
         self._extra = b""

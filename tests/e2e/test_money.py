@@ -27,12 +27,14 @@ ROOMY = PER_USER.format(limit=10**9)
 
 
 @contextmanager
-def raw_provider(answer: Callable[[bytes, int], bytes]) -> Iterator[int]:
-    """A provider that says `answer(request, number of the connection)`; b"" closes. Its port."""
+def raw_provider(answer: Callable[[bytes, int], bytes | list[bytes]]) -> Iterator[int]:
+    """A provider that says `answer(request, number of the connection)`; b"" closes. What is a list
+    is sent so that each piece of it is read alone. Its port."""
     server = socket.create_server(("127.0.0.1", 0))
     over = threading.Event()
 
     def serve(client: socket.socket, number: int) -> None:
+        client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         with client:
             data = b""
             while not over.is_set() and (more := client.recv(65536)):
@@ -44,7 +46,10 @@ def raw_provider(answer: Callable[[bytes, int], bytes]) -> Iterator[int]:
                 said = answer(data, number)
                 if not said:
                     return
-                client.sendall(said)
+                for piece in [said] if isinstance(said, bytes) else said:
+                    client.sendall(piece)
+                    if piece is not said:
+                        time.sleep(0.02)
                 data = b""
 
     def accept() -> None:

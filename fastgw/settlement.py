@@ -1,8 +1,9 @@
 """Moves the ledger's batches to the store, and wakes who waits for an answer of it.
 
 One batch is under way at a time (group commit). Alone a debit leaves in the next turn of the loop;
-under load everything that piled up during a call leaves with the next one. A batch that failed is
-sent again as it was: its sequence makes that harmless.
+under load what piled up during a call, and for the pace of the store after it, leaves with the next
+one. Whoever waits for an answer ends that pause. A batch that failed is sent again as it was: its
+sequence makes that harmless.
 """
 
 from __future__ import annotations

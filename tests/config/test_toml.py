@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import tomllib
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from fastgw.config import toml
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 USUAL = '[[keys]]\nname = "a"\nkey = "12345678"\nmetadata = { user_id = "a", tier = "x" }\n\n'
 WAYS = [
@@ -57,17 +60,17 @@ WRONG = [
 ]
 
 
+def read_by(loads: Callable[[str], Any], text: str) -> Any:
+    """What the text says, or the words of its refusal."""
+    try:
+        return loads(text)
+    except tomllib.TOMLDecodeError as error:
+        return str(error)
+
+
 @pytest.mark.parametrize("text", WAYS)
 def test_every_way_to_write_it(text: str) -> None:
-    try:
-        expected: Any = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        expected = str(error)
-    try:
-        found: Any = toml.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        found = str(error)
-    assert found == expected
+    assert read_by(toml.loads, text) == read_by(tomllib.loads, text)
 
 
 @pytest.mark.parametrize("text", WRONG)
@@ -90,15 +93,7 @@ _line = st.sampled_from(
 
 @given(st.lists(_line, max_size=14).map("\n".join))
 def test_all_texts_are_read_as_tomllib_reads_them(text: str) -> None:
-    try:
-        expected: Any = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        expected = str(error)
-    try:
-        found: Any = toml.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        found = str(error)
-    assert found == expected
+    assert read_by(toml.loads, text) == read_by(tomllib.loads, text)
 
 
 def test_the_parser_of_tomllib_is_handed_what_is_not_plain_only(

@@ -14,6 +14,7 @@ import logging
 from typing import TYPE_CHECKING, Any, Protocol
 
 from fastgw import clock
+from fastgw.turn import Turn
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -77,9 +78,10 @@ class Spread:
 
 
 class Sweeper:
-    """Watches connections; O(1) to add and to remove."""
+    """Watches connections; O(1) to add and to remove. `turn`: what they write."""
 
     def __init__(self) -> None:
+        self.turn = Turn()
         self._watched: set[Watched] = set()
         self._timer: asyncio.TimerHandle | None = None
         self._spread = Spread(self._look_at)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from typing import TYPE_CHECKING, Any, Final
 
@@ -10,6 +9,7 @@ from fastgw import clock
 from fastgw.access_log import quote
 from fastgw.metrics import clean
 from fastgw.money import NANO
+from fastgw.turn import Turn
 
 if TYPE_CHECKING:
     from fastgw.access_log import AccessLog
@@ -73,7 +73,7 @@ class Record:
 
 class Recorder:
     """See the module. `record` is called once for each exchange, at its end. What ended in one turn
-    of the loop is told of together in the next: the same work, with warm caches."""
+    of the loop is told of together at its end: the same work, with warm caches."""
 
     def __init__(
         self,
@@ -81,8 +81,11 @@ class Recorder:
         access_log: AccessLog,
         planner: Planner,
         tallies: Tallies | None = None,
+        turn: Turn | None = None,
     ) -> None:
-        """`tallies`: who used what, if that is kept."""
+        """`tallies`: who used what, if that is kept. `turn`: of the loop, at whose end it tells."""
+        self._turn = turn or Turn()
+        self._turn.after = self.flush
         self._metrics = metrics
         self._tallies = tallies
         self._ended: list[tuple[Exchange, str, int, str, Metered, float]] = []
@@ -108,9 +111,9 @@ class Recorder:
     ) -> None:
         """An exchange ended for `reason` and cost `verdict`."""
         ended = self._ended
-        if not ended:
-            asyncio.get_running_loop().call_soon(self.flush)
-        elif len(ended) >= _AT_ONCE:
+        if not self._turn.awake:
+            self._turn.wake()
+        if len(ended) >= _AT_ONCE:
             self.flush()
             ended = self._ended
         ended.append(

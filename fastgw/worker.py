@@ -139,7 +139,7 @@ class Worker:
             if self._journal is not None:
                 self._orphans = tasks.spawn(settle_orphans(config.store), "orphans")
             recorder = self._recorder = Recorder(
-                self._metrics, self._access_log, self._planner, self._tallies
+                self._metrics, self._access_log, self._planner, self._tallies, self._sweeper.turn
             )
             engine = self._engine = Engine(
                 config, self._planner, self._ledger, settlement, recorder

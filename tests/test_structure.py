@@ -33,6 +33,7 @@ FLOORS: dict[str, int] = {
     "upstream": 4,
     "store": 4,
     "flow_control": 4,
+    "turn": 4,
     "journal": 4,
     "engine": 5,
     "bookkeeping": 5,

@@ -142,6 +142,7 @@ class Bench:
             path.write_text(text)
             config = load([str(path)])
         sweeper = Sweeper()
+        self.turn = sweeper.turn
         self.ledger = Ledger("bench", float("inf"))
         self.access_log = AccessLog(config.access_log.path)
         self.access_log.start()
@@ -152,7 +153,7 @@ class Bench:
         self.settlement.start()
         usage = config.usage
         tallies = Tallies(self.ledger, usage.retention, usage.max_series)
-        self.recorder = Recorder(metrics, self.access_log, planner, tallies)
+        self.recorder = Recorder(metrics, self.access_log, planner, tallies, sweeper.turn)
         engine = Engine(config, planner, self.ledger, self.settlement, self.recorder)
         self.to_client = FakeTransport()
         self.to_provider = FakeTransport()
@@ -177,6 +178,7 @@ class Bench:
             ask(request)
             for piece in pieces:
                 tell(piece)
+        self.turn.flush()
         self.recorder.flush()
 
     async def close(self) -> None:

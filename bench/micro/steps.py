@@ -67,6 +67,7 @@ def count(run: Callable[[], object], number: int) -> Steps:
 async def measure() -> dict[str, Steps]:
     """Steps of a JSON exchange, of an event, and of a debit while nothing is to be settled."""
     bench = Bench()
+    bench.turn.busy = True  # as under load
     sent, got = request(), [answer()]
     await bench.exchange(sent, got)
     bench.run(sent, got, 10)

@@ -43,6 +43,7 @@ from fastgw.http1.request import (
     read_request_head,
 )
 from fastgw.http1.serialize import CONTINUE
+from fastgw.turn import Outlet
 
 if TYPE_CHECKING:
     from fastgw.config.tables import Server
@@ -206,16 +207,15 @@ class DownstreamConnection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """A client connected."""
-        # uvloop's transports fulfil the interface without inheriting it
-        transport = self.transport = cast("asyncio.Transport", transport)
-        self.write = transport.write
-        transport.set_write_buffer_limits(high=self._server.buffer_size)
+        outlet = self.transport = Outlet(transport, self._sweeper.turn)
+        self.write = outlet.write
+        cast("asyncio.Transport", transport).set_write_buffer_limits(high=self._server.buffer_size)
         peer = transport.get_extra_info("peername")
         self.address = peer[0] if isinstance(peer, tuple) else "unix"
         connections = self._connections
         if connections.draining or not connections.has_room(self._server.max_connections):
             self._state = "closed"
-            transport.abort()
+            outlet.abort()
             return
         connections.add(self)
         self._sweeper.add(self)

@@ -23,6 +23,7 @@ from fastgw.http1.response import (
     ResponseHead,
     read_response_head,
 )
+from fastgw.turn import Outlet
 
 if TYPE_CHECKING:
     from fastgw.flow_control import Sweeper
@@ -103,9 +104,8 @@ class UpstreamConnection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Connected."""
-        # uvloop's transports fulfil the interface without inheriting it
-        transport = self.transport = cast("asyncio.Transport", transport)
-        transport.set_write_buffer_limits(high=self._pool.buffer_size)
+        self.transport = Outlet(transport, self._sweeper.turn)
+        cast("asyncio.Transport", transport).set_write_buffer_limits(high=self._pool.buffer_size)
         limit_reading = getattr(transport, "set_read_buffer_limits", None)
         if limit_reading is not None:
             # Over TLS a paused transport reads on, by default 256 KiB that nobody asked for, and

@@ -148,6 +148,8 @@ class World:
             path.write_text(before + after)
             config = self._config = load([str(path)])
         self._sweeper = Sweeper()
+        self.turn = self._sweeper.turn
+        self.turn.busy = True  # as under load: writes wait until the turn is flushed
         ledger = Ledger("fuzz", float("inf"))
         metrics = Metrics(config.metrics)
         self.pool = FakePool(config.upstreams[0], self._sweeper, config.server.buffer_size)
@@ -272,9 +274,11 @@ def run_request(world: World, case: Case) -> None:
         given += part
         client.data_received(part)
         world.answer_all()
+        world.turn.flush()
         if wire.ended and ended_at < 0:
             ended_at = sum(len(each.wire.out) for each in world.pool.made)
     client.connection_lost(None)
+    world.turn.flush()
     if ended_at >= 0:
         more = sum(len(each.wire.out) for each in world.pool.made) - ended_at
         check(not more, f"{more} bytes went to the provider after the end")
@@ -301,6 +305,7 @@ def run_response(world: World, case: Case) -> None:
     repeated = len(world.pool.made) > 1
     if not wire.ended:
         client.connection_lost(None)
+    world.turn.flush()
     check_upstream(world)
     method = provider.methods[0]
     theirs, error, _ = read_answer(given, method, fin)

@@ -229,11 +229,13 @@ class Asking:
                         self._reservation.price(engine.planner.price(plan, self.model))
                     self._reserve()
                     return
-                if engine.ledger.stale(accounts, now) and engine.settlement.up:
-                    engine.settlement.wait(self, accounts, now)
+                up = engine.settlement.up
+                if not up or not engine.ledger.passes(accounts, now):
+                    if engine.ledger.stale(accounts, now) and up:
+                        engine.settlement.wait(self, accounts, now)
+                        return
+                    self._decide()
                     return
-                self._decide()
-                return
         self._acquire()
 
     def admit(self) -> None:

@@ -246,6 +246,22 @@ class Ledger:
                     self._enqueue(count)
         return found
 
+    def passes(self, accounts: Iterable[Account], now: float) -> bool:
+        """Whether a request is let in without more ado, as nearly all are: every view is young, no
+        account is used up, and none is debited at admission. Otherwise `stale` and `refuses` say
+        what is to be done; nothing has changed."""
+        oldest = now - self._max_staleness
+        for account in accounts:
+            count, limit = account.count, account.limit
+            if (
+                count.known_at < oldest
+                or count.used + count.pending + count.sent >= limit.amount
+                or limit.unit == "requests"
+                or not account.start - BACK <= now < account.end
+            ):
+                return False
+        return True
+
     def refuses(self, accounts: Iterable[Account]) -> Account | None:
         """The first account that is used up, or None: then `requests` units are debited."""
         counted = False
@@ -370,7 +386,8 @@ class Ledger:
         """Charge what an exchange cost to every account, in the window that is current now."""
         slots = self._slots
         for account in accounts:
-            amount = account.limit.cost(usage)
+            limit = account.limit
+            amount = usage[0] + usage[1] if limit.unit == "tokens" else limit.cost(usage)
             if amount:
                 if now >= account.end:
                     self._roll(account, now)

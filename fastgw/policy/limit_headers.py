@@ -36,12 +36,9 @@ def limit_fields(accounts: tuple[Account, ...], now: float) -> bytes:
     left = limit.amount - count.used - count.pending - count.sent - count.held - count.others
     if limit.scale != 1:
         left = limit.shown(left)
-    reset = end - int(now) if end < FAR else 0
-    return b"%b%d\r\nx-ratelimit-reset: %d\r\n" % (
-        limit.fields,
-        left if left > 0 else 0,
-        reset if reset > 0 else 0,
-    )
+    left = left if left > 0 else 0
+    reset = end - int(now) if now < end < FAR else 0
+    return b"%b%d\r\nx-ratelimit-reset: %d\r\n" % (limit.fields, left, reset)
 
 
 def _reset(account: Account, now: float) -> int:

@@ -10,6 +10,8 @@ import re
 from collections import deque
 from typing import TYPE_CHECKING
 
+import orjson
+
 from fastgw.model import NO_USAGE, Usage
 from fastgw.skeleton import Skeleton, add_texts
 from fastgw.sse import BOM, EventFramer
@@ -136,8 +138,11 @@ def read_answer(
         found = _search_tail(api, body, body[:TAIL], prompt)
         if found is not None:
             return found
-    message = read_object(body)
-    if message is None:
+    try:
+        message = orjson.loads(body)
+    except orjson.JSONDecodeError:
+        message = read_object(body)
+    if type(message) is not dict:
         return _read_other(api, body, counts, prompt)
     reported = api.usage_object(message)
     usage = api.normal_form(reported) if reported is not None else None

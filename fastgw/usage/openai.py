@@ -46,6 +46,9 @@ def usage_object(message: dict[str, Any]) -> dict[str, Any] | None:
 
     Events of a type unknown to us are not believed, whatever they carry.
     """
+    usage = message.get("usage")
+    if type(usage) is dict and "choices" in message:
+        return usage  # as mostly
     kind = message.get("type")
     if isinstance(kind, str) and "choices" not in message:
         if kind in _FINAL_RESPONSE_EVENTS:
@@ -54,7 +57,6 @@ def usage_object(message: dict[str, Any]) -> dict[str, Any] | None:
             return usage if isinstance(usage, dict) else None
         if kind not in _REPORTING_TYPES and ("." in kind or message.get("object") is None):
             return None
-    usage = message.get("usage")
     if not isinstance(usage, dict):
         groq = message.get("x_groq")
         usage = groq.get("usage") if isinstance(groq, dict) else None
@@ -70,18 +72,17 @@ def normal_form(usage: dict[str, Any]) -> Usage | None:
     inputs = get("prompt_tokens_details")
     outputs = get("completion_tokens_details")
     if (
-        len(usage) == 5
-        and type(given) is int
-        and type(made) is int
-        and type(total) is int
+        type(given) is type(made) is type(total) is int
+        and len(usage) == 5
         and total == given + made <= MAX_COUNT
-        and type(inputs) is dict
-        and type(outputs) is dict
+        and type(inputs) is type(outputs) is dict
         and given >= 0 <= made
     ):
         # OpenAI's own, and nothing else can be in it: 0.7 us instead of 1.1.
         cached, written = inputs.get("cached_tokens"), inputs.get("cache_write_tokens")
         reasoning = outputs.get("reasoning_tokens")
+        if not (cached or written or reasoning):
+            return _tuple(Usage, (given, made, 0, 0, 0, "reported", 0))
         return _tuple(
             Usage,
             (
@@ -200,6 +201,8 @@ def calls(message: dict[str, Any]) -> int:
 def model(message: dict[str, Any]) -> str:
     """The model that answered, "" where the message does not say."""
     name = message.get("model")
+    if type(name) is str and name.isascii():
+        return name
     if name is None:
         response = message.get("response")
         name = response.get("model") if isinstance(response, dict) else None

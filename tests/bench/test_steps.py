@@ -12,12 +12,12 @@ from fastgw.compiled import COMPILED
 def test_an_exchange_and_an_event_take_no_more_steps_than_they_did() -> None:
     found = asyncio.run(steps.measure())
     exchange, event = found["a JSON exchange"], found["an event of a stream"]
-    assert exchange.calls <= 52
-    assert exchange.builtins <= 77
+    assert exchange.calls <= 46
+    assert exchange.builtins <= 71
     assert event.calls <= 7
     assert event.builtins <= 14
     if sys.version_info[:2] == (3, 11):
-        assert exchange.instructions <= 2310
+        assert exchange.instructions <= 2250
         assert event.instructions <= 276
     if not COMPILED:
         assert round(event.calls) == 7, "fewer: lower the bound"

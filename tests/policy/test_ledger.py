@@ -215,3 +215,37 @@ def test_conservation(steps: list[tuple[str, int, int]]) -> None:
     assert sum(book.used.values()) == sum(debited.values())
     expected = sorted(value for value in debited.values() if value)
     assert sorted(value for value in book.used.values() if value) == expected
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from(["tokens", "requests", "usd"]),
+            st.booleans(),  # shadow
+            st.integers(0, 12),  # used of 10
+            st.sampled_from([999.0, 999.95, -math.inf]),  # known at
+            st.booleans(),  # of a window that is over
+        ),
+        min_size=1,
+        max_size=3,
+    )
+)
+def test_who_passes_is_neither_asked_for_nor_refused(
+    rows: list[tuple[str, bool, int, float, bool]],
+) -> None:
+    ledger, now = Ledger("w", 0.1), 1000.0
+    accounts = []
+    for number, (unit, shadow, used, known_at, over) in enumerate(rows):
+        of = Limit(f"b{number}", unit, 10, EpochWindow("day"), shadow=shadow)
+        account = ledger.account(of, ("alice",), now - 90_000 if over else now)
+        account.count.used, account.count.known_at = used, known_at
+        accounts.append(account)
+    before = [(each.count.used, each.count.pending, each.count.queued) for each in accounts]
+    passes = ledger.passes(accounts, now)
+    assert before == [(e.count.used, e.count.pending, e.count.queued) for e in accounts]
+    assert not any(each.limit.refusals for each in accounts)
+    stale = ledger.stale(accounts, now)
+    refused = ledger.refuses(accounts)
+    quiet = not any(each.limit.refusals for each in accounts)
+    plain = all(each.limit.unit != "requests" for each in accounts)
+    assert passes == (not stale and refused is None and quiet and plain)

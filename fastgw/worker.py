@@ -35,7 +35,7 @@ from fastgw.reports import standing_rows
 from fastgw.settlement import Settlement
 from fastgw.store import open_store
 from fastgw.upstream.pool import Pool
-from fastgw.usage.vocabulary import warm
+from fastgw.usage.vocabulary import want, warm
 from fastgw.usage_report import usage_rows
 
 if TYPE_CHECKING:
@@ -130,7 +130,7 @@ class Worker:
             if not sockets:
                 sockets += [listener.bind(address) for address in config.server.listen]
             await self._open_store()
-            warm(_models(config))
+            (warm if _counts_always(config) else want)(_models(config))
             pace = PACES.get(config.store.url.partition(":")[0], REDIS_PACE)
             settlement = self._settlement = Settlement(
                 self._ledger, self._store, pace=pace, series=self._metrics.store
@@ -482,6 +482,15 @@ def _models(config: Config) -> Iterator[str]:
         yield from key.allowed_models
     for route in config.routes:
         yield from route.models
+
+
+def _counts_always(config: Config) -> bool:
+    """Whether tokens are counted though the provider reports them: of prompts, under a hard cap,
+    and of streams that a budget may cut."""
+    return any(
+        each.admission == "reserve" or each.unit == "parallel" or each.cutoff != "none"
+        for each in config.budgets
+    )
 
 
 def _want_files(config: Config) -> None:

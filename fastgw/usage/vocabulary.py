@@ -1,26 +1,31 @@
 """Which vocabulary a model writes in, and the tokenizers that are in memory.
 
 Vocabularies come from the optional package splintr-rs; without it nothing is loaded and tokens are
-counted by bytes. Loading one takes some 100 ms of CPU and 35 MiB, so it happens in `warm` alone,
-before a process serves: a model whose vocabulary is not in memory is counted by o200k, which is a
-few percent off.
+counted by bytes. Loading one takes some 100 ms of CPU, which nobody else gets meanwhile, and 35
+MiB. So only those that are named beforehand are loaded: at once by `warm`, or by `want` as
+something is to be counted by them first. Any other model is counted by o200k, a few percent off.
 """
 
 from __future__ import annotations
 
+import logging
 import re
 from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
+from fastgw import clock
+
 if TYPE_CHECKING:
     from collections.abc import Iterable
+
+log = logging.getLogger(__name__)
 
 DEFAULT = "o200k_base"
 """The vocabulary of models that we do not know."""
 
 MOST_LOADED = 3
-"""Vocabularies that are loaded at most: start-up stays below a second, a worker has 100 MiB more.
-docs/counting.md has the errors of doing without."""
+"""Vocabularies that are loaded at most: a worker has 100 MiB more. docs/counting.md has the errors
+of doing without."""
 
 CLEAR_AFTER = 4 * 1024 * 1024
 """Characters after which the tokenizer's cache of words is emptied. It is bounded by the number of
@@ -110,12 +115,40 @@ class Vocabulary:
 
 
 _loaded: dict[str, Vocabulary] = {}
+_wanted: set[str] = set()
+"""Those that are loaded as they are needed."""
+
+
+def _named(models: Iterable[str]) -> list[str]:
+    """The vocabularies of these models, o200k first."""
+    return [*dict.fromkeys((DEFAULT, *(family_of(model).vocabulary for model in models)))]
+
+
+def want(models: Iterable[str] = ()) -> None:
+    """As `warm`, but each vocabulary is loaded as something is to be counted by it."""
+    _wanted.clear()
+    _wanted.update(name for name in _named(models)[:MOST_LOADED] if name not in _loaded)
+
+
+def _load_wanted(name: str) -> None:
+    began = clock.monotonic()
+    found = load(name)
+    if found is None:
+        _wanted.clear()
+        return
+    _wanted.discard(name)
+    _loaded[name] = found
+    log.info(
+        "vocabulary %s loaded in %.0f ms, for a text that nobody reported the tokens of",
+        name,
+        1000 * (clock.monotonic() - began),
+    )
 
 
 def warm(models: Iterable[str] = ()) -> tuple[str, ...]:
     """Load the vocabularies of these models, o200k first, MOST_LOADED at most; what is loaded stays
     loaded. Returns the names of all in memory: none where the package is not installed."""
-    for name in dict.fromkeys((DEFAULT, *(family_of(model).vocabulary for model in models))):
+    for name in _named(models):
         if name not in _loaded and len(_loaded) < MOST_LOADED:
             found = load(name)
             if found is None:
@@ -136,5 +169,10 @@ def load(name: str) -> Vocabulary | None:
 
 
 def loaded(family: Family) -> Vocabulary | None:
-    """The vocabulary in memory that comes closest to this family's; None where there is none."""
+    """The vocabulary in memory that comes closest to this family's; None where there is none. One
+    that is wanted is loaded first."""
+    if _wanted:
+        name = family.vocabulary if family.vocabulary in _wanted else DEFAULT
+        if name in _wanted and family.vocabulary not in _loaded:
+            _load_wanted(name)
     return _loaded.get(family.vocabulary) or _loaded.get(DEFAULT)

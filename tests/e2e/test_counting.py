@@ -3,6 +3,7 @@ extra `tokenizers` is installed, else by bytes."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import orjson
@@ -74,3 +75,22 @@ def test_a_prompt_is_reserved_by_its_count(start: StartGateway) -> None:
         assert chat(gateway, ALICE, max_tokens=9)[0] == 200  # 19 tokens
         got, _, body = chat(gateway, ALICE, model="gpt-4o", messages=[message], max_tokens=5)
         assert got == status, orjson.loads(body)
+
+
+@pytest.mark.parametrize("more", ["", 'admission = "reserve"\n', 'cutoff = "mid_stream"\n'])
+def test_a_vocabulary_is_in_memory_once_something_is_counted(
+    start: StartGateway, more: str
+) -> None:
+    """Most workers count nothing, and are half as large; hard caps and cut-offs always count."""
+    pytest.importorskip("splintr", reason="the extra `tokenizers` is not installed")
+    gateway = start(budgets=PER_USER.format(limit=100_000) + more)
+
+    def has_vocabulary() -> bool:
+        return "splintr" in Path(f"/proc/{gateway.child.pid}/maps").read_text()
+
+    assert has_vocabulary() is bool(more)
+    assert chat(gateway, ALICE)[0] == 200
+    assert has_vocabulary() is bool(more)
+    assert chat(gateway, ALICE, stub=UNREPORTED)[0] == 200
+    assert has_vocabulary()
+    assert ("vocabulary o200k_base loaded in" in gateway.log.read_text()) is not bool(more)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from fastgw.usage import vocabulary
-from fastgw.usage.vocabulary import DEFAULT, MOST_LOADED, Family, family_of, loaded, warm
+from fastgw.usage.vocabulary import DEFAULT, MOST_LOADED, Family, family_of, loaded, want, warm
 
 VOCABULARIES = {
     "o200k_base": [
@@ -60,8 +60,31 @@ def test_the_first_named_are_loaded_once_and_no_more_than_fit(
     assert have.count("Hello there") == 2
 
 
+def test_what_is_wanted_is_loaded_as_it_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("splintr", reason="the extra `tokenizers` is not installed")
+    monkeypatch.setattr(vocabulary, "_loaded", {})
+    monkeypatch.setattr(vocabulary, "_wanted", set())
+    assert loaded(family_of("llama-3")) is None
+    want(["llama-3", "mistral-small", "qwen3"])  # and o200k: one too many
+    assert not vocabulary._loaded
+    own = loaded(family_of("llama-3.1"))
+    assert own is not None
+    assert list(vocabulary._loaded) == [own.name] == ["llama3"]
+    unnamed = loaded(family_of("qwen3"))
+    assert unnamed is not None
+    assert unnamed.name == DEFAULT
+    assert loaded(family_of("claude-3")) is unnamed
+    assert list(vocabulary._loaded) == ["llama3", DEFAULT]
+    assert vocabulary._wanted == {"mistral_v3"}
+    assert loaded(family_of("llama-3.1")) is own
+
+
 def test_without_the_package_nothing_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(vocabulary, "_loaded", {})
+    monkeypatch.setattr(vocabulary, "_wanted", set())
     monkeypatch.setitem(__import__("sys").modules, "splintr", None)
     assert warm(["gpt-4o"]) == ()
     assert loaded(family_of("gpt-4o")) is None
+    want(["gpt-4o"])
+    assert loaded(family_of("gpt-4o")) is None
+    assert not vocabulary._wanted

@@ -35,7 +35,7 @@ from fastgw.reports import standing_rows
 from fastgw.settlement import Settlement
 from fastgw.store import open_store
 from fastgw.upstream.pool import Pool
-from fastgw.usage.vocabulary import want, warm
+from fastgw.usage.vocabulary import names, want, warm
 from fastgw.usage_report import usage_rows
 
 if TYPE_CHECKING:
@@ -106,6 +106,7 @@ class Worker:
             for upstream in config.upstreams
         }
         self._retired: list[Pool] = []
+        self._vocabularies = 0  # that are in memory, as far as was told
         self._planner = Planner(config, self._ledger, self._pools, generation)
         self._recorder: Recorder | None = None
         self._tls: ssl.SSLContext | None = None
@@ -131,6 +132,7 @@ class Worker:
                 sockets += [listener.bind(address) for address in config.server.listen]
             await self._open_store()
             (warm if _counts_always(config) else want)(_models(config))
+            self._vocabularies = len(names())
             pace = PACES.get(config.store.url.partition(":")[0], REDIS_PACE)
             settlement = self._settlement = Settlement(
                 self._ledger, self._store, pace=pace, series=self._metrics.store
@@ -308,6 +310,9 @@ class Worker:
         if self._engine is not None:
             self._engine.drains.tick()
         self._metrics.fold()
+        for name in names()[self._vocabularies :]:
+            self._vocabularies += 1
+            log.info("vocabulary %s loaded, for a text whose tokens nobody reported", name)
         self._warn()
         if self._tallies is not None and self._settlement is not None:
             self._tallies.refresh(clock.wall())

@@ -8,17 +8,12 @@ something is to be counted by them first. Any other model is counted by o200k, a
 
 from __future__ import annotations
 
-import logging
 import re
 from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
-from fastgw import clock
-
 if TYPE_CHECKING:
     from collections.abc import Iterable
-
-log = logging.getLogger(__name__)
 
 DEFAULT = "o200k_base"
 """The vocabulary of models that we do not know."""
@@ -131,18 +126,12 @@ def want(models: Iterable[str] = ()) -> None:
 
 
 def _load_wanted(name: str) -> None:
-    began = clock.monotonic()
     found = load(name)
     if found is None:
         _wanted.clear()
         return
     _wanted.discard(name)
     _loaded[name] = found
-    log.info(
-        "vocabulary %s loaded in %.0f ms, for a text that nobody reported the tokens of",
-        name,
-        1000 * (clock.monotonic() - began),
-    )
 
 
 def warm(models: Iterable[str] = ()) -> tuple[str, ...]:
@@ -154,7 +143,7 @@ def warm(models: Iterable[str] = ()) -> tuple[str, ...]:
             if found is None:
                 break
             _loaded[name] = found
-    return tuple(_loaded)
+    return names()
 
 
 def load(name: str) -> Vocabulary | None:
@@ -166,6 +155,11 @@ def load(name: str) -> Vocabulary | None:
     encoder: Encoder = Tokenizer.from_pretrained(name)
     encoder.encode_ordinary(_FIRST)
     return Vocabulary(name, encoder)
+
+
+def names() -> tuple[str, ...]:
+    """The vocabularies in memory, in the order in which they were loaded."""
+    return tuple(_loaded)
 
 
 def loaded(family: Family) -> Vocabulary | None:

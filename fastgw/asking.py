@@ -16,11 +16,12 @@ from fastgw.errors import Overloaded, Refusal
 from fastgw.http1.body import LAST_CHUNK, chunk
 from fastgw.http1.request import UNSIZED
 from fastgw.http1.serialize import own_answer
-from fastgw.inspection import inspect, unread
+from fastgw.inspection import KEEP_PROMPT, inspect, unread
 from fastgw.keyring import key_info
 from fastgw.policy.limit_headers import exceeded
 from fastgw.upstream.pool import Ticket
 from fastgw.usage.meter import UNMETERED
+from fastgw.usage.request import HUGE
 
 if TYPE_CHECKING:
     from fastgw.cutoff import Watch
@@ -41,8 +42,9 @@ class Asking:
 
     __slots__ = (
         "_accounts", "_body", "_body_done", "_body_size", "_connection", "_cors", "_engine",
-        "_held", "_injected", "_length", "_meter", "_pieces", "_promises", "_prompt", "_relay",
-        "_reservation", "_retried", "_ticket", "_told", "_upstream", "_wants_usage", "_watch",
+        "_held", "_injected", "_kept", "_length", "_meter", "_pieces", "_promises", "_prompt",
+        "_relay", "_reservation", "_retried", "_ticket", "_told", "_upstream", "_wants_usage",
+        "_watch",
         "began", "bytes_out", "first_byte", "model", "phase", "plan", "request", "request_id",
         "sent", "status", "streams",
     )  # fmt: skip
@@ -61,7 +63,7 @@ class Asking:
         self.model = ""
         self.streams = False
         self._pieces: list[bytes] = []
-        self._held = 0  # of the engine's `held`
+        self._held = self._kept = 0  # of the engine's `held`, and of its `kept`
         self._body_size = 0
         self._body_done = False
         self._body, self._injected = b"", False
@@ -157,7 +159,7 @@ class Asking:
             self._upload(data, last)
             return
         if last and not self._pieces:
-            self._inspect(data)
+            self._inspect(plan, data)
             return
         if not self._hold(len(data)):
             return
@@ -165,7 +167,7 @@ class Asking:
         if last:
             body = b"".join(self._pieces)
             self._pieces.clear()
-            self._inspect(body)
+            self._inspect(plan, body)
 
     def _hold(self, size: int) -> bool:
         """Count body bytes that wait in memory; refuse where all bodies together are too large."""
@@ -179,18 +181,52 @@ class Asking:
         return False
 
     def _let_go(self) -> None:
-        self._engine.held -= self._held
-        self._held = 0
+        """The body waits no more: what is held of it now is what is kept."""
+        self._engine.held -= self._held - self._kept
+        self._held = self._kept
 
-    def _inspect(self, body: bytes) -> None:
+    def _inspect_large(self, plan: Plan, body: bytes) -> None:
+        """As any body. It is kept until the answer is over, for a count that is rarely needed;
+        where all that are kept would be too large, it is counted now, and let go once it is sent.
+        """
+        engine = self._engine
+        size = len(body)
+        crowded = plan.metered and engine.kept + size > engine.max_kept
+        plain = plan.plain and not crowded and size <= HUGE
+        (
+            self._body, self.model, self.streams, self._injected, self._prompt,
+            self._reservation, self._wants_usage,
+        ) = inspect(plan, self.request, body, plain, crowded)  # fmt: skip
+        if self._prompt >= 0:
+            return
+        size = len(self._body)
+        if not plan.metered:
+            self._prompt = 0  # nobody will ask
+        elif engine.kept + size <= engine.max_kept:
+            self._kept = size
+            engine.kept += size
+            if size > self._held:
+                engine.held += size - self._held
+                self._held = size
+        else:
+            self._count_prompt()
+
+    def _give_up(self) -> None:
+        """Nothing is held or kept of the body any more."""
+        self._engine.kept -= self._kept
+        self._kept = 0
+        self._let_go()
+
+    def _inspect(self, plan: Plan, body: bytes) -> None:
         """The whole body is here: what does it ask for, and may it?"""
-        plan = self.plan
-        assert plan is not None
         try:
-            (
-                self._body, self.model, self.streams, self._injected, self._prompt,
-                self._reservation, self._wants_usage,
-            ) = inspect(plan, self.request, body)  # fmt: skip
+            if len(body) > KEEP_PROMPT:
+                self._inspect_large(plan, body)
+            else:
+                (
+                    self._body, self.model, self.streams, self._injected, self._prompt,
+                    self._reservation, self._wants_usage,
+                ) = inspect(plan, self.request, body, plan.plain)  # fmt: skip
             self._begin_admission()
         except Refusal as refusal:
             self._refuse(refusal)
@@ -308,6 +344,9 @@ class Asking:
         self.phase = "send"
         self._upstream = connection
         if plan.buffered:
+            if self._held:
+                self._send_large(connection, plan)
+                return
             data = b"%bx-request-id: %b\r\ncontent-length: %d\r\n\r\n%b" % (
                 plan.head,
                 self.request_id,
@@ -316,7 +355,7 @@ class Asking:
             )
             whole = True
             if self._prompt >= 0 and not self._injected:
-                self._body = b""  # large, and counted already
+                self._body = b""  # counted already, or of no more use
         else:
             whole = self._body_done
             data = b"%bx-request-id: %b\r\n%b\r\n%b" % (
@@ -327,7 +366,20 @@ class Asking:
             )
         self.sent = clock.monotonic()
         connection.send(self, self.request.method, data, whole)
-        if self._held and not connection.unsent:
+        self._connection.resume_body()
+
+    def _send_large(self, connection: UpstreamConnection, plan: Plan) -> None:
+        """As `_send`, where the body is held: no copy of it is made to stand behind the head."""
+        head = b"%bx-request-id: %b\r\ncontent-length: %d\r\n\r\n" % (
+            plan.head,
+            self.request_id,
+            len(self._body),
+        )
+        self.sent = clock.monotonic()
+        connection.send_apart(self, self.request.method, head, self._body)
+        if self._prompt >= 0 and not self._injected:
+            self._body = b""  # counted already, or of no more use
+        if not self._kept and not connection.unsent:
             self._let_go()
         self._connection.resume_body()
 
@@ -380,6 +432,9 @@ class Asking:
         raise NotImplementedError
 
     def _refuse(self, refusal: Refusal) -> None:
+        raise NotImplementedError
+
+    def _count_prompt(self) -> int:
         raise NotImplementedError
 
     def _finish(self, reason: str, verdict: Metered) -> None:

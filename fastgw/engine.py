@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 import secrets
 from typing import TYPE_CHECKING
 
@@ -27,6 +28,12 @@ if TYPE_CHECKING:
     from fastgw.settlement import Settlement
 
 
+KEPT = 8
+"""Of the memory for request bodies one part in so many may be kept, 64 MiB by default."""
+
+_OBJECT = re.compile(rb"(?:\xef\xbb\xbf)?[ \t\r\n]*\{")
+
+
 class Engine:
     """See the module. `planner` is replaced as a whole when the configuration changes."""
 
@@ -44,7 +51,9 @@ class Engine:
         self.recorder = recorder
         self.on_failure = config.store.on_failure
         self.held = 0
-        """Bytes of request bodies that wait in memory, of all exchanges."""
+        """Bytes of request bodies in memory, of all exchanges: of those that wait, and `kept`."""
+        self.kept = 0
+        """Bytes of large bodies that stay until their answers are over."""
         self.drains = Drains()
         self._ids = itertools.count(1)
         self._id_prefix = b"req_" + secrets.token_hex(6).encode()
@@ -55,6 +64,7 @@ class Engine:
         self.buffer_size = config.server.buffer_size
         self.cors = Cors(config.server.cors_origins)
         self.max_held = config.server.max_body_memory
+        self.max_kept = self.max_held // KEPT
 
     # called by client connections
 
@@ -105,7 +115,7 @@ class Engine:
 
     def count_prompt(self, body: bytes, plan: Plan | None) -> int:
         """Input tokens of a request body, counted."""
-        message = read_object(body)
+        message = read_object(body) if _OBJECT.match(body) is not None else None
         if message is None or plan is None:
             return prompt_tokens(message or {})
         return prompt_tokens(plan.api.prompt(message), plan.named)

@@ -389,6 +389,10 @@ class Exchange(Asking):
     def _count_prompt(self) -> int:
         if self._prompt < 0:
             self._prompt = self._engine.count_prompt(self._body, self.plan)
+            if self._kept:
+                self._give_up()
+                if not self._injected:
+                    self._body = b""
         return self._prompt
 
     def _pay(self, verdict: Metered) -> Metered:
@@ -419,7 +423,7 @@ class Exchange(Asking):
         if self._relay is not None:
             self.bytes_out = self._relay.sent
         if self._held:
-            self._let_go()
+            self._give_up()
         if self._ticket is not None:
             self._ticket.cancel()
             self._ticket = None

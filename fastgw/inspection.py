@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import orjson
 
@@ -23,9 +23,9 @@ if TYPE_CHECKING:
     from fastgw.http1.request import RequestHead
     from fastgw.plan import Plan
 
-KEEP_PROMPT = 16 * 1024
-"""A body up to this size is kept for a count of the prompt that is rarely needed; of a larger one
-the count is made at once."""
+KEEP_PROMPT: Final = 16 * 1024
+"""A body up to this size is kept for a count of the prompt that is rarely needed; a larger one
+where there is room for it."""
 
 
 Inspected = tuple[bytes, str, bool, bool, int, Reservation | None, bool]
@@ -35,23 +35,28 @@ counted. `reservation` where a budget has a hard cap. `told`: the client wants t
 stream, as far as a budget that cuts it has to know."""
 
 
-def inspect(plan: Plan, request: RequestHead, body: bytes) -> Inspected:
-    """Read a whole body. Raises a Refusal."""
-    if plan.plain and len(body) <= KEEP_PROMPT:
+def inspect(
+    plan: Plan, request: RequestHead, body: bytes, plain: bool, counts: bool = False
+) -> Inspected:
+    """Read a whole body. `plain`: try it as what most are (`plan.plain`, and it is not HUGE).
+    `counts`: the prompt is counted whatever the plan says. Raises a Refusal."""
+    said: Any
+    if plain:
         # What most requests are, in a third of the steps.
         try:
-            plain = orjson.loads(body)
+            said = orjson.loads(body)
         except orjson.JSONDecodeError:
-            plain = None
-        if type(plain) is dict and plain.get("stream") is not True:
-            model = plain.get("model")
+            said = None
+        if type(said) is dict and said.get("stream") is not True:
+            model = said.get("model")
             if type(model) is str and model.isascii():
                 return body, model, False, False, -1, None, False
+    else:
+        said = None
     model, streams, injected, prompt, reservation = "", False, False, -1, None
     told = False
     if plan.operation:
         settings = plan.pool.settings
-        size = len(body)
         asks = plan.asks_usage
         body, message, model, streams, injected = read_json(
             body,
@@ -62,10 +67,11 @@ def inspect(plan: Plan, request: RequestHead, body: bytes) -> Inspected:
             plan.named,
             plan.streams,
             plan.clamps,
+            said if type(said) is dict else None,
         )
         if plan.key.rules:
             refuse_unmeterable(plan.operation, message)
-        if size > KEEP_PROMPT or plan.reserves:
+        if counts or plan.reserves:
             prompt = prompt_tokens(plan.api.prompt(message), plan.named)
         if plan.reserves:
             output = output_limit(plan.api, plan.operation, message, -1)
@@ -86,6 +92,7 @@ def inspect(plan: Plan, request: RequestHead, body: bytes) -> Inspected:
             model = plan.named
         elif kind.startswith(b"multipart/form-data"):
             model = form_model(body, kind)
+            prompt = 1  # as any that is no JSON
         else:
             body, _, model, _, _ = read_json(body, False, True)
         if plan.reserves:

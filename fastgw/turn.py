@@ -113,6 +113,12 @@ class Outlet:
         if turn.number == LOOK and not turn.awake:
             turn.wake()
 
+    def writelines(self, pieces: tuple[bytes, ...]) -> None:
+        """Send pieces that are too large to be joined, at once."""
+        if self._turn.writes:
+            self._turn.flush()
+        self._transport.writelines(pieces)
+
     def get_write_buffer_size(self) -> int:
         """Bytes that the kernel has not taken yet."""
         self._turn.flush()

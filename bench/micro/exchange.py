@@ -36,7 +36,7 @@ from fastgw.upstream.connection import UpstreamConnection
 from fastgw.upstream.pool import Pool
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
 CONFIG = """
 [store]
@@ -111,6 +111,9 @@ class FakeTransport:
         self.last = data
         self._set()
 
+    def writelines(self, pieces: Iterable[bytes]) -> None:
+        self.write(b"".join(pieces))
+
     def get_extra_info(self, name: str) -> Any:
         return ("127.0.0.1", 50_000) if name == "peername" else None
 
@@ -154,7 +157,7 @@ class Bench:
         usage = config.usage
         tallies = Tallies(self.ledger, usage.retention, usage.max_series)
         self.recorder = Recorder(metrics, self.access_log, planner, tallies, sweeper.turn)
-        engine = Engine(config, planner, self.ledger, self.settlement, self.recorder)
+        engine = self.engine = Engine(config, planner, self.ledger, self.settlement, self.recorder)
         self.to_client = FakeTransport()
         self.to_provider = FakeTransport()
         self.client = DownstreamConnection(engine, config.server, sweeper, Connections())

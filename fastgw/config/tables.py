@@ -92,7 +92,10 @@ class Server:
     )
     header_timeout: float = setting(10.0, "time for a whole request head; then 408", "duration")
     max_body_memory: int = setting(
-        512 * MiB, "request bodies held by a worker, all together; past it 503", "size"
+        512 * MiB,
+        "request bodies held by a worker, all together; past it 503. An eighth of it "
+        "may keep prompts above 16 KiB until their answers are over, in case nobody reports usage",
+        "size",
     )
     body_timeout: float = setting(
         30.0, "time in which 4 KiB of a request body, or its rest, must come; then 408", "duration"

@@ -23,7 +23,7 @@ from fastgw.http1.response import (
     ResponseHead,
     read_response_head,
 )
-from fastgw.turn import Outlet
+from fastgw.turn import DIRECT, Outlet
 
 if TYPE_CHECKING:
     from fastgw.flow_control import Sweeper
@@ -205,6 +205,20 @@ class UpstreamConnection(asyncio.Protocol):
         self._interim = 0
         self.expires = 0.0
         self.transport.write(data)
+
+    def send_apart(self, exchange: Exchange, method: bytes, head: bytes, body: bytes) -> None:
+        """As `send`, for a whole request. A large body is not joined to the head."""
+        self._exchange = exchange
+        self._method = method
+        self._whole = True
+        self._state = "asking"
+        self._head = None
+        self._interim = 0
+        self.expires = 0.0
+        if len(body) > DIRECT:
+            self.transport.writelines((head, body))
+        else:
+            self.transport.write(head + body)
 
     def send_body(self, data: bytes, last: bool) -> None:
         """Send more of the request body, framed as announced."""

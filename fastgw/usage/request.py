@@ -53,6 +53,7 @@ def read_json(
     named: str = "",
     streams: bool | None = None,
     whole: bool = False,
+    message: dict[str, Any] | None = None,
 ) -> RequestBody:
     """Read a JSON body.
 
@@ -60,12 +61,13 @@ def read_json(
     whether the request is allowed. `model` and `aliases` replace the model. `named`: the model that
     the path names; the body's is not looked at. `streams`: what the path says of it; where the
     format streams by itself True, and the body may say no. `whole`: the message that is returned
-    will be written anew; else it may lack parts of long strings (see skeleton). Raises BadBody.
+    will be written anew; else it may lack parts of long strings (see skeleton). `message`: the
+    body, where somebody has read it. Raises BadBody.
     """
-    message = None
-    if len(body) > HUGE and not (whole or strict or model or aliases):
+    left_out = False
+    if message is None and len(body) > HUGE and not (whole or strict or model or aliases):
         message = _without_long_strings(body)
-    left_out = message is not None
+        left_out = message is not None
     if message is None:
         message = read_object(body)
     if message is None:

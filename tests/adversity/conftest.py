@@ -102,9 +102,11 @@ def spoken(
     asks: bool = False,
     version: str = "1.1",
     chunked: bool = False,
+    key: str = ALICE,
+    prompt: str = "Hello!",
 ) -> bytes:
     """A chat completion as bytes. `number` is its id, `asks` asks for the usage of a stream."""
-    message: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": "Hello!"}]}
+    message: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": prompt}]}
     if stream:
         message["stream"] = True
     if asks:
@@ -112,7 +114,7 @@ def spoken(
     body = orjson.dumps(message)
     head = (
         f"POST {path}/chat/completions HTTP/{version}\r\nHost: gateway\r\n"
-        f"Authorization: Bearer {ALICE}\r\nContent-Type: application/json\r\n"
+        f"Authorization: Bearer {key}\r\nContent-Type: application/json\r\n"
         f"x-request-id: {number}\r\nx-stub: {stub}\r\n"
     )
     if chunked:

@@ -45,6 +45,8 @@ from tests.adversity.fuzz_judge import Message, read_answer, read_requests
 from tests.adversity.fuzz_seeds import ANSWERS, REQUESTS, mutate, pieces
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     import h11
 
     from fastgw.upstream.pool import Acquirer, Ticket
@@ -76,6 +78,9 @@ class Transport:
     def write(self, data: bytes) -> None:
         check(not self.ended, f"written after {self.ended}: {data!r}")
         self.out += data
+
+    def writelines(self, pieces: Iterable[bytes]) -> None:
+        self.write(b"".join(pieces))
 
     def get_extra_info(self, name: str) -> Any:
         return ("127.0.0.1", 50_000) if name == "peername" else None
@@ -117,6 +122,10 @@ class Provider(UpstreamConnection):
     def send(self, exchange: Any, method: bytes, data: bytes, whole: bool) -> None:
         self.methods.append(method)
         super().send(exchange, method, data, whole)
+
+    def send_apart(self, exchange: Any, method: bytes, head: bytes, body: bytes) -> None:
+        self.methods.append(method)
+        super().send_apart(exchange, method, head, body)
 
     @property
     def waits(self) -> bool:

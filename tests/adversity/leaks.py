@@ -4,7 +4,8 @@
 
 Phases: `before` the head (connected, nothing sent), in the `head`, in the `body`, `waiting` for the
 answer, in the `middle` of it, at the `end` (all but the last bytes read), `after` it (the same, and
-gone a little later). By FIN or RST, with JSON and streams, sized and chunked bodies.
+gone a little later). By FIN or RST, with JSON and streams, sized and chunked bodies, small and
+large prompts.
 
 Afterwards the gateway must hold nothing: no connection, exchange, body, busy connection to the
 provider, pending debit or hold on a budget, and no more tasks and open files than before.
@@ -28,10 +29,12 @@ import orjson
 
 from fastgw import tasks
 from tests.adversity.conftest import BUDGET, GUARD, Bench, spoken
+from tests.processes import ALICE, BOB
 
 CAPS = """
 [[budgets]]
 name = "cap"
+match = { user_id = "alice" }
 per = ["user_id"]
 limit = 1000000000
 admission = "reserve"
@@ -41,7 +44,10 @@ per = ["user_id"]
 unit = "parallel"
 limit = 1000
 """
-"""Beside BUDGET: what is held for a request must be given back, however it ends."""
+"""Beside BUDGET: what is held for a request must be given back, however it ends. Bob has no cap, so
+that his large prompts are kept until the answer is over, and those of alice are counted at once."""
+
+PROMPTS = ("Hello!", "Hello!", "Hello! " * 8000)
 
 PHASES = ("before", "head", "body", "waiting", "middle", "end", "after")
 CLIENTS = 64
@@ -85,6 +91,8 @@ class Leaver:
             stream=stream or phase == "middle",
             asks=dice.random() < 0.5,
             chunked=chunked,
+            key=dice.choice((ALICE, BOB)),
+            prompt=dice.choice(PROMPTS),
         )
         head = data.index(b"\r\n\r\n") + 4
         reader, writer = await asyncio.open_connection("127.0.0.1", self._bench.gateway.port)

@@ -57,6 +57,24 @@ def test_an_answer_is_counted_by_the_vocabulary_of_its_model(
     assert line["input_tokens"] == 3 + 3 + counting.total()
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_large_prompt_costs_the_same_whether_it_is_kept_or_counted_at_once(
+    start: StartGateway, stream: bool
+) -> None:
+    message = {"role": "user", "content": "A prompt that is kept while there is room. " * 1500}
+    found = []
+    for memory in ("512MiB", "256KiB"):  # an eighth of it is for prompts that are kept
+        gateway = start(
+            server=f'max_body_memory = "{memory}"', budgets=PER_USER.format(limit=1_000_000)
+        )
+        assert chat(gateway, ALICE, stub=UNREPORTED, messages=[message], stream=stream)[0] == 200
+        line = gateway.access_log()[-1]
+        assert line["usage_source"] == "counted"
+        found.append(line["input_tokens"])
+        assert gateway.api("/api/status")["body_memory"] == 0
+    assert found[0] == found[1] > len(message["content"]) // 8
+
+
 def test_a_model_that_the_configuration_does_not_name_is_counted_by_o200k(
     start: StartGateway,
 ) -> None:

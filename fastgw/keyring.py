@@ -33,17 +33,22 @@ _CHALLENGE = (("www-authenticate", "Bearer"),)
 class VirtualKey:
     """Who an application is: name, metadata and what it may do. Never its secret.
 
-    `rules` are the budgets that apply to it.
+    `rules` are the budgets that apply to it. `accounts`, `labels` and `pairs` are places for what
+    was worked out for it, where that is the same for all its requests: what they draw on, the
+    values of the operator's metric labels, and the same as `name=value`.
     """
 
     __slots__ = (
+        "accounts",
         "allowed_models",
         "disabled",
         "expires_at",
+        "labels",
         "metadata",
         "name",
         "networks",
         "not_before",
+        "pairs",
         "rules",
         "timeless",
     )
@@ -57,7 +62,10 @@ class VirtualKey:
         self.expires_at = key.expires_at
         self.disabled = key.disabled
         self.timeless = not (key.not_before or key.expires_at or key.disabled)
-        self.rules = tuple(rule for rule in rules if rule.applies_to(self.metadata))
+        self.rules = tuple([rule for rule in rules if rule.applies_to(self.metadata)])
+        self.accounts: tuple[Account, ...] | None = None
+        self.labels: tuple[str, ...] | None = None
+        self.pairs: tuple[str, ...] | None = None
 
     def valid_at(self, now: float) -> bool:
         """Whether the key may be used at `now` (epoch seconds)."""
@@ -112,7 +120,9 @@ def key_info(key: VirtualKey, accounts: Iterable[Account], now: float) -> bytes:
     )
 
 
-class _Location(NamedTuple):
+class Location(NamedTuple):
+    """Where clients may show a key."""
+
     place: str  # header, query or cookie
     name: bytes
     scheme: bytes
@@ -164,29 +174,30 @@ class Keyring:
         self._by_digest.clear()
         return found
 
+    def only_place(self, request: RequestHead, field: bytes) -> Location | None:
+        """The place where heads like `request` show their key if all that varies in them is the
+        value of `field`, which is empty here: None if another place has one, too, or if this is
+        none or several. `field` is a lower-case name."""
+        here = [each for each in self._locations if (each.place, each.name) == ("header", field)]
+        if len(here) != 1 or self._secrets(request)[0]:
+            return None
+        return here[0]
+
+    def shown(self, place: Location, value: bytes, now: float, address: str) -> VirtualKey | None:
+        """The key that `value` shows there, if it may be used at `now` from this address."""
+        secret = _from_header(value, place.scheme)
+        key = self.find(secret) if secret else None
+        if key is None or not key.valid_at(now) or not key.covers_address(address):
+            return None
+        return key
+
     def authenticate(self, request: RequestHead, now: float, address: str) -> Shown:
         """Who sent this head. Raises MissingKey or InvalidKey as the mode demands.
 
         The answer holds for every request with the same head until the key's validity changes;
         `valid_at` is to be asked again each time.
         """
-        secrets: set[bytes] = set()
-        carriers: set[bytes] = set(self._header_names)
-        query = request.query
-        for place in self._locations:
-            if place.place == "header":
-                for lower, _, value in request.fields:
-                    if lower == place.name:
-                        secret = _from_header(value, place.scheme)
-                        if secret:
-                            secrets.add(secret)
-            elif place.place == "query":
-                found, query = _from_query(query, place.name)
-                secrets.update(found)
-            else:
-                carriers.add(b"cookie")
-                secrets.update(_from_cookies(request, place.name))
-        shown = frozenset(carriers)
+        secrets, shown, query = self._secrets(request)
         if self._mode == "permissive" and len(secrets) != 1:
             return Shown(None, shown, query)
         if len(secrets) > 1:
@@ -207,13 +218,33 @@ class Keyring:
             raise InvalidKey("invalid credentials: unknown, expired or disabled key", _CHALLENGE)
         return Shown(key, shown, query)
 
+    def _secrets(self, request: RequestHead) -> tuple[set[bytes], frozenset[bytes], bytes | None]:
+        """The secrets in a head, the fields that may have held one, the query without one."""
+        secrets: set[bytes] = set()
+        carriers: set[bytes] = set(self._header_names)
+        query = request.query
+        for place in self._locations:
+            if place.place == "header":
+                for lower, _, value in request.fields:
+                    if lower == place.name:
+                        secret = _from_header(value, place.scheme)
+                        if secret:
+                            secrets.add(secret)
+            elif place.place == "query":
+                found, query = _from_query(query, place.name)
+                secrets.update(found)
+            else:
+                carriers.add(b"cookie")
+                secrets.update(_from_cookies(request, place.name))
+        return secrets, frozenset(carriers), query
 
-def _location(text: str) -> _Location:
+
+def _location(text: str) -> Location:
     place, _, rest = text.partition(":")
     name, _, scheme = rest.partition(":")
     if place == "header":
         name = name.lower()
-    return _Location(place, name.encode(), scheme.lower().encode())
+    return Location(place, name.encode(), scheme.lower().encode())
 
 
 def _from_header(value: bytes, scheme: bytes) -> bytes:

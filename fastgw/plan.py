@@ -38,9 +38,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
     from fastgw.config.tables import Config, Route, Upstream
-    from fastgw.http1.request import RequestHead
+    from fastgw.http1.request import HeadShape, RequestHead
+    from fastgw.keyring import Location
     from fastgw.model import Usage
     from fastgw.policy.account import Account
+    from fastgw.policy.admission import Rule
     from fastgw.policy.ledger import Ledger
     from fastgw.recorder import Record
     from fastgw.upstream.pool import Pool
@@ -78,12 +80,18 @@ _RANGES = frozenset({b"range", b"if-range"})
 """A part of an answer cannot be edited."""
 
 _MODELS_OF_A_PLAN = 64
+_KINDS_OF_A_COURSE = 64
 
 FREE = frozenset({"count_tokens"})
 """Operations that cost nothing."""
 
 KEY_INFO = b"/key/info"
 """The one path of the data port that is not a route's: what a key may know of itself."""
+
+
+Alike = tuple[str, str, int, str, str, bool]
+"""What exchanges have in common that end alike: the model asked for, the one that answered, status,
+reason, who said what they cost, whether they stream."""
 
 
 class Plan:
@@ -114,6 +122,7 @@ class Plan:
         "in_usd",
         "informs",
         "key",
+        "lines",
         "metered",
         "named",
         "operation",
@@ -134,7 +143,13 @@ class Plan:
     route: Route
     pool: Pool
 
-    def __init__(self) -> None:
+    def __init__(self, like: Plan | None = None, key: VirtualKey | None = None) -> None:
+        """`like`: the plan of another key under the same rules, for the same shape of heads."""
+        self.accounts: dict[str, tuple[Account, ...]] = {}
+        self.records: dict[Alike, Record] = {}
+        if like is not None and key is not None:
+            self._be(like, key)
+            return
         self.generation = 0
         self.head = b""
         self.path = ""
@@ -158,8 +173,39 @@ class Plan:
         self.asks_usage: Asking | None = None  # streams are asked for their usage
         self.request_id = b""
         self.facts: Facts = Facts({}, _no_header, "", "")
-        self.accounts: dict[str, tuple[Account, ...]] = {}
-        self.records: dict[tuple[str, str, int, str, str, bool], Record] = {}
+        self.lines: dict[Alike, tuple[bytes, bytes]] = {}
+        """Parts of the log line, before and after the key."""
+
+    def _be(self, like: Plan, key: VirtualKey) -> None:
+        self.generation = like.generation
+        self.key = key
+        self.route = like.route
+        self.pool = like.pool
+        self.api = like.api
+        self.head = like.head
+        self.path = like.path
+        self.operation = like.operation
+        self.named = like.named
+        self.streams = like.streams
+        self.metered = like.metered
+        self.reads = like.reads
+        self.exact = like.exact
+        self.reserves = like.reserves
+        self.clamps = like.clamps
+        self.cuts = like.cuts
+        self.in_usd = like.in_usd
+        self.buffered = like.buffered
+        self.strict = like.strict
+        self.plain = like.plain
+        self.counts = like.counts
+        self.echoes = like.echoes
+        self.asks_usage = like.asks_usage
+        self.lines = like.lines
+        self.informs = False
+        self.edit = None
+        self.request_id = like.request_id
+        _, header, path, model = like.facts
+        self.facts = Facts(key.metadata, header, path, model)
 
     def allows_model(self, model: str) -> bool:
         """Whether key and route cover this model; "" is a request that names none."""
@@ -168,6 +214,18 @@ class Plan:
             return False
         patterns = self.route.models
         return not patterns or bool(model and any_matches(patterns, model))
+
+
+class Course:
+    """What heads of one shape come to: where their credential is, None where it alone does not say
+    who sent them, and a plan for each kind of key: its rules, and whether it names models."""
+
+    __slots__ = ("generation", "place", "plans")
+
+    def __init__(self, generation: int, place: Location | None) -> None:
+        self.generation = generation
+        self.place = place
+        self.plans: dict[tuple[tuple[Rule, ...], bool], Plan] = {}
 
 
 class Asking:
@@ -205,6 +263,9 @@ class Planner:
         self._labels = tuple(
             parse_expression(text) for text in (config.metrics.labels or {}).values()
         )
+        # whether the key alone decides which accounts a request draws on, and what its labels say
+        self._by_key = all(each.kind == "key" for rule in self.rules for each in rule.per)
+        self._labels_by_key = all(each.kind == "key" for each in self._labels)
         self._named_headers = {
             each.name
             for each in (*self._labels, *(each for rule in self.rules for each in rule.per))
@@ -215,7 +276,43 @@ class Planner:
         self._on_unpriced = config.pricing.on_unpriced
 
     def plan(self, request: RequestHead, now: float, address: str) -> Plan:
-        """Authenticate and route a head. Raises a Refusal."""
+        """Authenticate and route a head. Raises a Refusal.
+
+        Of a head whose shape is known its key is looked up, and all else is as for another key
+        under the same budgets.
+        """
+        shape = request.shape
+        if shape is None:
+            return self._plan(request, now, address)
+        course: Course | None = shape.course
+        if course is None or course.generation != self.generation:
+            course = shape.course = self._course(shape)
+        if course.place is None:
+            return self._plan(request, now, address)
+        key = self.keyring.shown(course.place, shape.credential(request), now, address)
+        if key is None:  # to be told why
+            return self._plan(request, now, address)
+        kind = (key.rules, bool(key.allowed_models))
+        known = course.plans.get(kind)
+        if known is not None:
+            return Plan(known, key)
+        plan = self._plan(request, now, address)
+        # An edit knows the key; and who asks about itself is seldom.
+        if plan.edit is None and not plan.informs:
+            if len(course.plans) >= _KINDS_OF_A_COURSE:
+                course.plans.clear()
+            course.plans[kind] = Plan(plan, self.anonymous)
+        return plan
+
+    def _course(self, shape: HeadShape) -> Course:
+        """What heads of this shape come to, as far as it is their credential that says who sent
+        them, and says nothing else."""
+        place = None
+        if shape.name and shape.name.decode() not in self._named_headers:
+            place = self.keyring.only_place(shape.head(b""), shape.name)
+        return Course(self.generation, place)
+
+    def _plan(self, request: RequestHead, now: float, address: str) -> Plan:
         plan = Plan()
         plan.generation = self.generation
         client_id = request.get(b"x-request-id") or request.get(b"request-id") or b""
@@ -326,8 +423,21 @@ class Planner:
 
     def accounts(self, plan: Plan, model: str, now: float) -> tuple[Account, ...]:
         """The accounts that a request of this plan for `model` draws on. Raises MetadataMissing."""
+        accounts = plan.key.accounts if self._by_key else None
+        if accounts is None:
+            accounts = self._find_accounts(plan, model, now)
+            if self._by_key:
+                plan.key.accounts = accounts
+        if plan.in_usd:
+            self._refuse_unpriced(plan, model, accounts)
+        if len(plan.accounts) >= _MODELS_OF_A_PLAN:
+            plan.accounts.clear()
+        plan.accounts[model] = accounts
+        return accounts
+
+    def _find_accounts(self, plan: Plan, model: str, now: float) -> tuple[Account, ...]:
         found: list[Account] = []
-        facts = plan.facts._replace(model=model)
+        facts = plan.facts.of(model)
         for rule in plan.key.rules:
             values = rule.values(facts)
             if values is not None:
@@ -342,13 +452,7 @@ class Planner:
                     f"budget '{rule.limit.name}' counts by {missing}, which this request has not; "
                     'add it to the key, or set on_missing = "skip"'
                 )
-        accounts = tuple(found)
-        if plan.in_usd:
-            self._refuse_unpriced(plan, model, accounts)
-        if len(plan.accounts) >= _MODELS_OF_A_PLAN:
-            plan.accounts.clear()
-        plan.accounts[model] = accounts
-        return accounts
+        return tuple(found)
 
     def price(self, plan: Plan, model: str, answered: str = "") -> Price | None:
         """The price of the model that answered, else of the one that was sent, else of the one
@@ -424,8 +528,14 @@ class Planner:
         """The values of the operator's metric labels, "" where one has no value."""
         if plan is None:
             return ("",) * len(self._labels)
-        facts = plan.facts._replace(model=model)
-        return tuple(evaluate(expression, facts) or "" for expression in self._labels)
+        key = plan.key
+        if self._labels_by_key and key.labels is not None:
+            return key.labels
+        facts = plan.facts.of(model)
+        values = tuple([evaluate(expression, facts) or "" for expression in self._labels])
+        if self._labels_by_key:
+            key.labels = values
+        return values
 
 
 def _may_name_model(request: RequestHead, below: str) -> bool:

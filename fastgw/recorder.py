@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from fastgw.errors import Refusal
     from fastgw.exchange import Exchange
     from fastgw.metrics import ExchangeSeries, Metrics
-    from fastgw.plan import Plan, Planner
+    from fastgw.plan import Alike, Plan, Planner
     from fastgw.policy.tallies import Tallies, Tally
     from fastgw.usage.meter import Metered
     from fastgw.usage.pricing import Price
@@ -38,8 +38,9 @@ _LINE: Final = (
     b'"processing_ms":%b,"first_byte_ms":%b,"bytes_in":%d,"bytes_out":%d%b}'
 )
 """Filled in by hand: a dict of 24 entries and its JSON are four times the cost."""
-_ALIKE: Final = b'"status":%d,"reason":"%b",%b,"stream":%b,"usage_source":"%b",'
-"""The part of a line that is the same for exchanges that end alike."""
+_BEGIN: Final = b'"status":%d,"reason":"%b","key":'
+_END: Final = b',%b,"stream":%b,"usage_source":"%b",'
+"""The part of a line that is the same for exchanges that end alike, before and after the key."""
 
 
 class Record:
@@ -93,7 +94,7 @@ class Recorder:
         self._told: set[str] = set()
         self._second = 0
         self._stamp = b""
-        self._nowhere = self._bind(None, "", "")
+        self._nowhere = self._bind(None, "", "", planner.labels(None, ""))
 
     def use(self, planner: Planner, access_log: AccessLog) -> None:
         """Record by these from now on."""
@@ -141,7 +142,7 @@ class Recorder:
                 alike = (exchange.model, verdict.model, exchange.status, reason, source, streams)
                 record = plan.records.get(alike) if plan is not None else None
                 if record is None:
-                    record = self._record(exchange, address, reason, verdict, source)
+                    record = self._record(exchange, address, verdict, alike)
                     if plan is not None:
                         if len(plan.records) >= _RECORDS_OF_A_PLAN:
                             plan.records.clear()
@@ -209,25 +210,40 @@ class Recorder:
         for each in touched:
             self._sum(each, wall)
 
-    def _record(
-        self, exchange: Exchange, address: str, reason: str, verdict: Metered, source: str
-    ) -> Record:
-        plan, status = exchange.plan, exchange.status
-        line = _ALIKE % (
-            status,
-            reason.encode(),
-            self._facts(exchange, address, verdict),
-            b"true" if exchange.streams else b"false",
-            verdict.usage.source.encode(),
-        )
+    def _record(self, exchange: Exchange, address: str, verdict: Metered, alike: Alike) -> Record:
+        plan = exchange.plan
+        asked, answered, status, reason, source, streams = alike
+        lines = plan.lines.get(alike) if plan is not None else None
+        if lines is None:
+            lines = (
+                _BEGIN % (status, reason.encode()),
+                _END
+                % (
+                    self._facts(exchange, address, verdict),
+                    b"true" if streams else b"false",
+                    verdict.usage.source.encode(),
+                ),
+            )
+            if plan is not None:
+                if len(plan.lines) >= _RECORDS_OF_A_PLAN:
+                    plan.lines.clear()
+                plan.lines[alike] = lines
+        line = lines[0] + quote("" if plan is None else plan.key.name) + lines[1]
         outcome = (exchange.request.method.decode(), status, reason)
         if plan is None:
             return Record(self._nowhere, outcome, source, line)
         served = source != "" and status < 400
-        models = (exchange.model, verdict.model, served)
-        # Whoever is refused may name any model: no series for each.
-        series = self._bind(plan, *models[:2]) if served else self._bind(plan, "", "")
-        price, tally = self._price(plan, models), self._tally(plan, models)
+        if not served:
+            # Whoever is refused may name any model: no series for each.
+            return Record(
+                self._bind(plan, "", "", self.planner.labels(plan, "")), outcome, source, line
+            )
+        labels = self.planner.labels(plan, asked)
+        series = self._bind(plan, asked, answered, labels)
+        price = tally = None
+        if not plan.informs:
+            price = self.planner.price(plan, asked, answered)
+            tally = self._tally(plan, answered or asked, labels)
         return Record(series, outcome, source, line, price, tally)
 
     def _sum(self, record: Record, now: float) -> None:
@@ -246,12 +262,6 @@ class Recorder:
         if record.tally is not None and self._tallies is not None:
             self._tallies.add(record.tally, sums, now)
 
-    def _price(self, plan: Plan, models: tuple[str, str, bool]) -> Price | None:
-        asked, answered, served = models
-        if plan.informs or not served:
-            return None
-        return self.planner.price(plan, asked, answered)
-
     def _unpriced(self, plan: Plan, model: str) -> None:
         """A budget in usd was charged nothing for a model: say so, once."""
         if model not in self._told and len(self._told) < _TOLD:
@@ -263,14 +273,17 @@ class Recorder:
                 plan.route.upstream,
             )
 
-    def _tally(self, plan: Plan, models: tuple[str, str, bool]) -> Tally | None:
-        asked, answered, served = models
-        if self._tallies is None or plan.informs or not served:
+    def _tally(self, plan: Plan, model: str, values: tuple[str, ...]) -> Tally | None:
+        if self._tallies is None:
             return None
-        names, values = self._metrics.label_names, self.planner.labels(plan, asked)
-        labels = (f"{name}={clean(value)}" for name, value in zip(names, values, strict=True))
-        model = clean(answered or asked)
-        return self._tallies.find(plan.key.name, plan.route.upstream, model, labels)
+        key = plan.key
+        pairs = key.pairs
+        if pairs is None or values is not key.labels:
+            names = self._metrics.label_names
+            pairs = tuple(f"{name}={clean(each)}" for name, each in zip(names, values, strict=True))
+            if values is key.labels:
+                key.pairs = pairs
+        return self._tallies.find(key.name, plan.route.upstream, clean(model), pairs)
 
     def _time(self, now: float) -> bytes:
         """The wall clock, RFC 3339 with milliseconds; the text is made once a second."""
@@ -281,11 +294,10 @@ class Recorder:
         return b"%b%03dZ" % (self._stamp, (now - second) * 1000)
 
     def _facts(self, exchange: Exchange, address: str, verdict: Metered) -> bytes:
-        """The part of a line that is the same for all requests of a plan with these models."""
+        """The part of a line that is the same for all requests like this one, whoever sent it."""
         plan = exchange.plan
         request = exchange.request
         fields = {
-            "key": plan.key.name if plan is not None else "",
             "client": address,
             "method": request.method.decode(),
             "path": plan.path if plan is not None else _printable(request.path),
@@ -316,19 +328,23 @@ class Recorder:
                 )
             )
 
-    def _bind(self, plan: Plan | None, model: str, answered: str) -> ExchangeSeries:
-        key: tuple[Any, ...] = ("", "", "", "", "", "")
-        if plan is not None and not plan.informs:
-            upstream = plan.pool.settings
-            key = (
+    def _bind(
+        self, plan: Plan | None, model: str, answered: str, labels: tuple[str, ...]
+    ) -> ExchangeSeries:
+        if plan is None or plan.informs:
+            return self._metrics.series(("", "", "", "", "", "", *labels))
+        upstream = plan.pool.settings
+        return self._metrics.series(
+            (
                 plan.route.path_prefix,
                 upstream.name,
                 plan.operation,
                 upstream.dialect,
                 model,
                 answered,
+                *labels,
             )
-        return self._metrics.series((*key, *self.planner.labels(plan, model)))
+        )
 
 
 def _printable(path: bytes) -> str:

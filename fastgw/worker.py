@@ -246,7 +246,7 @@ class Worker:
                 self._retired.append(pool)
         self._pools, self._planner, self.config = pools, planner, config
         engine.use(config, planner)
-        self._connections.heads.clear()
+        heads = self._connections.heads.let_go()
         recorder.use(planner, access_log)
         if self._admin is not None:
             self._admin.use_token(config.admin.token)
@@ -256,6 +256,7 @@ class Worker:
             await closing.close()
         old_keys += old.keyring.let_go()
         del old
+        await asyncio.to_thread(let_go, heads)
         await asyncio.to_thread(let_go, old_keys)
 
     def _pool(self, config: Config, upstream: Upstream) -> Pool:

@@ -19,7 +19,7 @@ from fastgw.errors import (
     UnsupportedEncoding,
 )
 from fastgw.flow_control import Sweeper
-from fastgw.http1.request import read_request_head
+from fastgw.http1.request import HeadShape, RequestHead, read_request_head
 from fastgw.plan import Plan, Planner
 from fastgw.policy.ledger import Ledger
 from fastgw.upstream.pool import Pool
@@ -395,3 +395,121 @@ def test_a_head_and_its_plan_are_freed_without_the_collector() -> None:
         assert gc.collect() == 0
     finally:
         gc.enable()
+
+
+class TestShapes:
+    """Heads that differ in who sent them: each has the plan that it would have alone."""
+
+    RULES = (
+        Budget(name="all", per=("user_id",), limit=9, on_missing="skip"),
+        Budget(name="cap", limit=9, match={"tier": "free"}, admission="reserve"),
+    )
+    KEYS = (
+        Key(name="a", digest=hashlib.sha256(b"sk-a").digest(), metadata={"user_id": "u"}),
+        Key(name="b", digest=hashlib.sha256(b"sk-b").digest(), metadata={"user_id": "v"}),
+        Key(name="free", digest=hashlib.sha256(b"sk-free").digest(), metadata={"tier": "free"}),
+        Key(name="some", digest=hashlib.sha256(b"sk-some").digest(), allowed_models=("m",)),
+        Key(name="late", digest=hashlib.sha256(b"sk-late").digest(), expires_at=NOW + 5),
+        Key(name="far", digest=hashlib.sha256(b"sk-far").digest(), allowed_ips=("10.9.0.0/16",)),
+    )
+
+    def planner(
+        self, labels: dict[str, str] | None = None, generation: int = 1, **auth: Any
+    ) -> Planner:
+        upstream = Upstream(name="up", base_url="http://provider:9/v1", api_key=OURS)
+        config = Config(
+            auth=Auth(**auth),
+            keys=self.KEYS,
+            upstreams=(upstream,),
+            routes=(Route(path_prefix="/openai", upstream="up"),),
+            metrics=Metrics(labels=labels or {"user": "user_id"}),
+            budgets=self.RULES,
+        )
+        pools = {"up": Pool(upstream, Sweeper(), 65536)}
+        return Planner(config, Ledger("w", math.inf), pools, generation)
+
+    def read(self, key: bytes, *fields: bytes) -> RequestHead:
+        raw = b"\r\n".join(
+            [b"POST /openai/v1/chat/completions HTTP/1.1", b"Host: gw",
+             b"Authorization: " + key, b"X-Mine: 1", *fields, b"", b""]
+        )  # fmt: skip
+        return read_request_head(raw, 100)[0]
+
+    def said(self, by: Planner, request: RequestHead, now: float = NOW) -> dict[str, Any] | str:
+        """All that a plan says, or the refusal."""
+        try:
+            made = by.plan(request, now, "10.0.0.1")
+            accounts = by.accounts(made, "m", now)
+        except InvalidKey as refusal:
+            return refusal.message
+        slots = ("facts", "accounts", "records", "lines", "edit")
+        said = {name: getattr(made, name) for name in Plan.__slots__ if name not in slots}
+        said["key"] = made.key.name
+        said["facts"] = [made.facts.metadata, made.facts.header("x-mine"), made.facts.path]
+        said["accounts"] = [(each.limit.name, each.values) for each in accounts]
+        said["labels"] = by.labels(made, "m")
+        return said
+
+    @pytest.mark.parametrize(
+        "labels", [{"user": "user_id"}, {"mine": 'request.headers["x-mine"]', "model": "llm.model"}]
+    )
+    @pytest.mark.parametrize("mode", ["strict", "optional", "permissive"])
+    def test_a_known_shape_says_what_the_head_says(self, labels: dict[str, str], mode: str) -> None:
+        by = self.planner(labels, mode=mode)
+        shape = HeadShape(self.read(b"Bearer sk-a"), 1)
+        assert shape.name == b"authorization"
+        found = []
+        for name in ("a", "b", "free", "some", "late", "far", "wrong", "free", "some", "a", "b"):
+            key = b"Bearer sk-" + name.encode()
+            alone = self.said(by, self.read(key))
+            assert self.said(by, shape.head(key)) == alone
+            found.append(alone if isinstance(alone, str) else alone["key"])
+        wrong = "" if mode == "permissive" else found[6]
+        assert found == ["a", "b", "free", "some", "late", wrong, wrong, "free", "some", "a", "b"]
+        assert shape.course.plans
+
+    def test_a_key_that_expired_is_refused_on_a_known_shape(self) -> None:
+        by = self.planner()
+        shape = HeadShape(self.read(b"Bearer sk-a"), 1)
+        for _ in range(2):
+            assert by.plan(shape.head(b"Bearer sk-late"), NOW, "").key.name == "late"
+        with pytest.raises(InvalidKey):
+            by.plan(shape.head(b"Bearer sk-late"), NOW + 5, "")
+
+    def test_a_second_credential_in_the_rest_of_a_head_is_seen(self) -> None:
+        by = self.planner()
+        shape = HeadShape(self.read(b"Bearer sk-a", b"X-Api-Key: sk-a"), 1)
+        assert by.plan(shape.head(b"Bearer sk-a"), NOW, "").key.name == "a"
+        with pytest.raises(InvalidKey):
+            by.plan(shape.head(b"Bearer sk-b"), NOW, "")
+
+    def test_a_field_that_a_budget_or_label_names_is_not_only_a_credential(self) -> None:
+        by = self.planner({"who": 'request.headers["authorization"]'})
+        shape = HeadShape(self.read(b"Bearer sk-a"), 1)
+        for key in (b"a", b"b"):
+            made = by.plan(shape.head(b"Bearer sk-" + key), NOW, "")
+            assert by.labels(made, "m") == (f"Bearer sk-{key.decode()}",)
+
+    def test_another_configuration_plans_anew(self) -> None:
+        shape = HeadShape(self.read(b"Bearer sk-a"), 1)
+        for generation in (1, 2):
+            by = self.planner(generation=generation)
+            for key in (b"Bearer sk-a", b"Bearer sk-b"):
+                made = by.plan(shape.head(key), NOW, "")
+                assert made.generation == generation
+                assert made.pool is by._pools["up"]
+
+    def test_what_a_shape_keeps_is_freed_without_the_collector(self) -> None:
+        by = self.planner()
+        gc.collect()
+        gc.disable()
+        try:
+            shape = HeadShape(self.read(b"Bearer sk-a"), 1)
+            for key in (b"Bearer sk-a", b"Bearer sk-b"):
+                request = shape.head(key)
+                request.plan = by.plan(request, NOW, "")
+                by.accounts(request.plan, "m", NOW)
+            del shape, request
+            assert gc.collect() == 0
+        finally:
+            gc.enable()

@@ -442,7 +442,11 @@ class DownstreamConnection(asyncio.Protocol):
         except Refusal as refusal:
             self._refuse(refusal)
             return b""
-        return self._begin(head, length, data, end)
+        kept = head.plan is not None
+        rest = self._begin(head, length, data, end)
+        if not kept and head.plan is not None:
+            heads.keep(head)
+        return rest
 
     def _check_partial_head(self, data: bytes, fresh: int) -> None:
         """Refuse early what can never become a request: it may wait for an answer for ever."""

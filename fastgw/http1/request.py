@@ -7,12 +7,15 @@ Transfer-Encoding, at what may stand in a target, nor at any limit: that is done
 A head that was read once need not be read again. Clients on a kept connection send the same bytes
 each time, but for the digits of Content-Length; `HeadMemo` recognises that and hands out the same
 `RequestHead`. Equal bytes have equal meaning, so nothing is trusted that was not checked
-(bench/micro/head.py: 0.5 us instead of 9 us).
+(bench/micro/head.py: 0.5 us instead of 9 us). Where keys take turns on a connection `HeadCache`
+does the same for a worker, and of a head that differs from a known one in its credential only it
+judges no more than that: visible ASCII, which ends at the line's own CRLF.
 """
 
 from __future__ import annotations
 
 import re
+from collections import deque
 from typing import Any, Final
 
 import httptools
@@ -51,7 +54,8 @@ class RequestHead:
 
     `fields` are (lower-case name, name as sent, value) in order. `path` and `query` are the raw
     bytes of the target (`query` without "?", None where there is none). `plan` is a place where the
-    engine keeps what it worked out for this head, so that the next equal head need not ask again.
+    engine keeps what it worked out for this head, so that the next equal head need not ask again;
+    `shape` is what it shares with heads that differ from it in the credential, where that is known.
     """
 
     __slots__ = (
@@ -66,20 +70,41 @@ class RequestHead:
         "path",
         "plan",
         "query",
+        "shape",
     )
 
-    def __init__(self) -> None:
+    method: bytes
+    path: bytes
+    query: bytes | None
+    minor: int
+    host: bytes
+    fields: list[tuple[bytes, bytes, bytes]]
+    has_length: bool
+    keep_alive: bool
+
+    def __init__(self, like: RequestHead | None = None) -> None:
+        self.plan: Any = None
+        self.shape: HeadShape | None = None
+        self.chunked = False
+        self.expects_continue = False
+        if like is not None:
+            self.method = like.method
+            self.path = like.path
+            self.query = like.query
+            self.minor = like.minor
+            self.host = like.host
+            self.fields = like.fields
+            self.has_length = like.has_length
+            self.keep_alive = like.keep_alive
+            return
         self.method = b""
         self.path = b""
-        self.query: bytes | None = None
+        self.query = None
         self.minor = 1
         self.host = b""
-        self.fields: list[tuple[bytes, bytes, bytes]] = []
+        self.fields = []
         self.has_length = False
-        self.chunked = False
         self.keep_alive = True
-        self.expects_continue = False
-        self.plan: Any = None
 
     def get(self, name: bytes) -> bytes | None:
         """The value of the first field of that lower-case name, or None."""
@@ -275,64 +300,169 @@ KnownHead = tuple[RequestHead, bytes, bytes, int]
 """(head, its bytes before and after the digits of Content-Length, the length)"""
 
 
-class HeadCache:
-    """Heads that came more than once to a worker, by the client's address: behind a proxy that
-    shares its connections, each request has another head than the one before it.
+class HeadShape:
+    """What heads have in common that differ in their credential and length only.
 
-    A head is kept as it comes for the second time: those that never repeat, as with a trace id in
-    each, leave a number behind. `size` heads of `LARGEST` bytes are kept at most, some 7 KiB each
-    with what is known of them.
+    `field` is the place of the credential among the fields, -1 where none is left out, and `name`
+    its lower-case name. `course` is a place where the engine keeps what it worked out for such
+    heads, whoever sends them.
+    """
+
+    __slots__ = ("_head", "course", "field", "name")
+
+    def __init__(self, head: RequestHead, field: int) -> None:
+        self.field = field
+        self.name = head.fields[field][0] if field >= 0 else b""
+        self.course: Any = None
+        # A copy, without plan and shape: what is in a circle is freed by the collector only.
+        self._head = RequestHead(head)
+
+    def head(self, credential: bytes) -> RequestHead:
+        """A head of this shape; the value of its credential was judged."""
+        made = RequestHead(self._head)
+        made.shape = self
+        if self.field >= 0:
+            lower, name, _ = made.fields[self.field]
+            made.fields = made.fields.copy()
+            made.fields[self.field] = (lower, name, credential)
+        return made
+
+    def credential(self, head: RequestHead) -> bytes:
+        """What a head of this shape has in the place that is left out."""
+        return head.fields[self.field][2] if self.field >= 0 else b""
+
+
+_Shape = tuple[str, bytes, bytes, bytes]
+"""A client's address, and its head without the digits of Content-Length and a credential: before,
+between and after."""
+
+LONGEST: Final = 512
+"""Bytes of a credential that is looked for."""
+_CREDENTIALS: Final = (
+    (b"\r\nAuthorization: ", re.compile(rb"[Bb]earer [\x21-\x7e]+")),
+    (b"\r\nauthorization: ", re.compile(rb"[Bb]earer [\x21-\x7e]+")),
+    (b"\r\nx-api-key: ", re.compile(rb"[\x21-\x7e]+")),
+    (b"\r\nX-Api-Key: ", re.compile(rb"[\x21-\x7e]+")),
+    (b"\r\napi-key: ", re.compile(rb"[\x21-\x7e]+")),
+    (b"\r\nx-goog-api-key: ", re.compile(rb"[\x21-\x7e]+")),
+)
+"""How SDKs begin the line of a credential, and what may stand in the rest of it. No value of these
+has a meaning to HTTP, so a head means the same with any of them."""
+
+
+class HeadCache:
+    """Heads that came to a worker before, by the client's address: behind a proxy that shares its
+    connections, each request has another head than the one before it.
+
+    A shape is kept as it comes for the second time: those that never repeat, as with a trace id in
+    each, leave a number behind. Of a shape that is kept each head is kept that the engine has made
+    a plan for, so a wrong credential is not. `shapes` of `LARGEST` bytes are kept at most, some
+    7 KiB each, and `size` heads, some 2 KiB each with what is known of them; the oldest goes first.
     """
 
     LARGEST: Final = 4096
 
-    def __init__(self, size: int = 2048) -> None:
+    def __init__(self, size: int = 131_072, shapes: int = 2048) -> None:
         self._size = size
-        self._heads: dict[tuple[str, bytes, bytes], RequestHead] = {}
+        self._most = shapes
+        self._shapes: dict[_Shape, HeadShape] = {}
         self._seen: set[int] = set()
+        self._heads: dict[tuple[HeadShape, bytes], RequestHead] = {}
+        self._order: deque[tuple[HeadShape, bytes]] = deque()
 
     def __len__(self) -> int:
         return len(self._heads)
 
     def find(self, address: str, raw: bytes) -> KnownHead | None:
         """The head whose bytes are `raw` but for the digits of Content-Length."""
-        before, digits, after = _around_length(raw)
-        head = self._heads.get((address, before, after))
-        if head is None or not ((digits.isdigit() and len(digits) <= 18) or not after):
+        start, end = _length_of(raw)
+        value, stop, _ = _credential_of(raw)
+        shape = self._shapes.get(_around(address, raw, start, end, value, stop))
+        if shape is None:
             return None
-        return head, before, after, int(digits) if after else 0
+        credential = raw[value:stop]
+        head = self._heads.get((shape, credential))
+        if head is None:
+            head = shape.head(credential)
+        if not end:
+            return head, raw, b"", 0
+        digits = raw[start:end]
+        if not digits.isdigit() or end - start > 18:
+            return None
+        return head, raw[:start], raw[end:], int(digits)
 
     def remember(self, address: str, raw: bytes, head: RequestHead) -> None:
         """A head that was read."""
         if head.chunked or head.expects_continue or len(raw) > self.LARGEST:
             return
-        before, _, after = _around_length(raw)
-        if head.has_length == (after == b""):
+        start, end = _length_of(raw)
+        if head.has_length == (end == 0):
             return  # in a spelling that is not looked for
-        key = (address, before, after)
+        value, stop, line = _credential_of(raw)
+        key = _around(address, raw, start, end, value, stop)
         mark = hash(key)
         if mark not in self._seen:
-            if len(self._seen) >= 4 * self._size:
+            if len(self._seen) >= 4 * self._most:
                 self._seen.clear()
             self._seen.add(mark)
             return
-        if len(self._heads) >= self._size:
-            self._heads.clear()
+        if len(self._shapes) >= self._most:
+            self._shapes.clear()
+        # lines before it without the request line, which is the place among the fields
+        field = raw.count(b"\r\n", 0, line) if stop else -1
+        self._shapes[key] = head.shape = HeadShape(head, field)
+
+    def keep(self, head: RequestHead) -> None:
+        """Keep a head that the engine has made a plan for, if its shape is known."""
+        shape = head.shape
+        if shape is None:
+            return
+        key = (shape, shape.credential(head))
+        if key not in self._heads:
+            if len(self._order) >= self._size:
+                del self._heads[self._order.popleft()]
+            self._order.append(key)
         self._heads[key] = head
 
-    def clear(self) -> None:
-        """Forget all: what is known of them has changed."""
+    def let_go(self) -> list[RequestHead]:
+        """All heads that it has; it has none then: what is known of them has changed. Whoever gets
+        them chooses when they are freed."""
+        found = list(self._heads.values())
         self._heads.clear()
+        self._order.clear()
+        self._shapes.clear()
+        return found
 
 
-def _around_length(raw: bytes) -> tuple[bytes, bytes, bytes]:
-    """A head before, within and after the digits of Content-Length; all of it before where it has
-    none."""
+def _length_of(raw: bytes) -> tuple[int, int]:
+    """Where the digits of Content-Length are in a head; (0, 0) where it has none."""
     at = raw.find(b"\r\nContent-Length: ")
     if at < 0:
         at = raw.find(b"\r\ncontent-length: ")
         if at < 0:
-            return raw, b"", b""
-    start = at + 18
-    end = raw.find(b"\r\n", start)
-    return raw[:start], raw[start:end], raw[end:]
+            return 0, 0
+    return at + 18, raw.find(b"\r\n", at + 18)
+
+
+def _credential_of(raw: bytes) -> tuple[int, int, int]:
+    """Where the value of a credential is in a head, and the CRLF before its line; (0, 0, 0) where
+    there is none, or one that may mean more than who sent it."""
+    for begin, allowed in _CREDENTIALS:
+        at = raw.find(begin)
+        if at >= 0:
+            start = at + len(begin)
+            end = raw.find(b"\r\n", start)
+            sound = end - start <= LONGEST and allowed.fullmatch(raw, start, end)
+            return (start, end, at) if sound else (0, 0, 0)
+    return 0, 0, 0
+
+
+def _around(address: str, raw: bytes, start: int, end: int, value: int, stop: int) -> _Shape:
+    """A head without two parts of it, which do not overlap: each is the rest of another line."""
+    if not stop:
+        return address, raw[:start] if end else raw, b"", raw[end:] if end else b""
+    if not end:
+        return address, raw[:value], b"", raw[stop:]
+    if value < start:
+        return address, raw[:value], raw[stop:start], raw[end:]
+    return address, raw[:start], raw[end:value], raw[stop:]

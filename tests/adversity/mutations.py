@@ -82,6 +82,20 @@ MUTANTS = [
         (PARSERS,),
     ),
     Mutant(
+        "a credential on the short way is visible ASCII",
+        "http1/request.py",
+        "sound = end - start <= LONGEST and allowed.fullmatch(raw, start, end)",
+        "sound = end - start <= LONGEST",
+        (PARSERS,),
+    ),
+    Mutant(
+        "the short way takes only plain digits",
+        "http1/request.py",
+        "if not digits.isdigit() or end - start > 18:\n            return None",
+        "if not digits.isalnum() or end - start > 18:\n            return None",
+        (PARSERS,),
+    ),
+    Mutant(
         "chunk data ends where its size says",
         "http1/body.py",
         "            if line:\n                raise BadChunk",

@@ -11,7 +11,7 @@ import pytest
 from tests.adversity import framing_cases, request_cases
 from tests.adversity.recorder import Script, fill, given_up, staged
 from tests.adversity.request_cases import HOST, JSON, KEY, Case, Seen, chunked, head, sized
-from tests.processes import ALICE, UPSTREAM_KEY
+from tests.processes import ALICE, BOB, UPSTREAM_KEY
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -122,6 +122,52 @@ def test_answers_to_pipelined_requests_are_each_their_own(stage: Stage) -> None:
         client.send(b"".join(fill(head(), name) for name in names))
         for name in names:
             assert orjson.loads(client.answer().body)["echo"] == name
+
+
+SMUGGLED = (
+    b"@KEY@\r\nContent-Length: 0",
+    b"@KEY@\r\nTransfer-Encoding: chunked",
+    b"@KEY@\nTransfer-Encoding: chunked",
+    b"@KEY@\rTransfer-Encoding: chunked",
+    b"@KEY@\r\n\tfolded",
+    b"@KEY@\r\nHost: other",
+    b"@KEY@\r\nX-Api-Key: sk-other",
+    b"@KEY@\r\nAuthorization: Bearer @KEY@",
+    b"@KEY@\x00",
+    b"",
+    b"sk-wrong",
+)
+
+
+@pytest.mark.parametrize("value", SMUGGLED)
+def test_a_credential_on_the_short_way_is_judged_as_on_the_long_one(
+    stage: Stage, value: bytes
+) -> None:
+    """A worker knows heads of this shape by several keys; then one comes that is none of it."""
+    recorder = stage.recorder
+    rest = b"Host: gateway\r\nContent-Type: application/json\r\nX-Request-Id: same-shape\r\n"
+    head = b"POST /openai/chat/completions HTTP/1.1\r\n%bAuthorization: Bearer %b\r\n" % (
+        rest,
+        b"%b",
+    )
+    ask = head + b"Content-Length: %d\r\n\r\n%b" % (len(JSON), JSON)
+    with stage.client() as client:
+        for key in (ALICE, BOB, ALICE, BOB):
+            client.send(ask % key.encode())
+            assert client.answer().status == 200
+    mark = len(recorder.messages)
+    with stage.client() as client:
+        client.send(ask % value.replace(b"@KEY@", ALICE.encode()))
+        answer = client.answer()
+        unknown = value in (b"", b"sk-wrong") or b"X-Api-Key" in value
+        assert answer.status == (401 if unknown else 400), answer
+    assert recorder.messages[mark:] == []
+    with stage.client() as client:
+        client.send(ask % BOB.encode())
+        assert client.answer().status == 200
+    (message,) = recorder.messages[mark:]
+    assert_canonical(message)
+    assert message.body == JSON
 
 
 def test_100_continue_comes_once_and_only_to_those_who_wait(stage: Stage) -> None:

@@ -1,7 +1,9 @@
+import gc
+
 import pytest
 
 from fastgw import errors
-from fastgw.http1.request import UNSIZED, HeadCache, HeadMemo, read_request_head
+from fastgw.http1.request import UNSIZED, HeadCache, HeadMemo, RequestHead, read_request_head
 
 GOOD = (
     b"POST /openai/v1/chat/completions HTTP/1.1\r\n"
@@ -229,8 +231,10 @@ class TestHeadCache:
         for length in (b"1", b"22", b"333"):
             known = self.ask(heads, GOOD.replace(b"Length: 12", b"Length: " + length))
         assert known
+        value = GOOD.index(b"sk-test")
         for at in range(len(GOOD)):
-            if not (GOOD[at : at + 1].isdigit() and b"Length: " in GOOD[at - 9 : at + 1]):
+            digit = GOOD[at : at + 1].isdigit() and b"Length: " in GOOD[at - 9 : at + 1]
+            if not digit and not value <= at < value + len(b"sk-test"):
                 changed = GOOD[:at] + bytes((GOOD[at] ^ 1,)) + GOOD[at + 1 :]
                 assert heads.find("10.0.0.1", changed) is None, at
 
@@ -261,13 +265,165 @@ class TestHeadCache:
         assert not any(self.ask(heads, raw) for _ in range(4))
 
     def test_what_never_repeats_or_is_too_many_is_not_kept(self) -> None:
-        heads = HeadCache(10)
+        heads = HeadCache(shapes=10)
         for number in range(100):
             assert not self.ask(heads, head(b"traceparent: %d" % number))
-        assert len(heads) == 0
-        for _ in range(5):
-            for number in range(15):
-                self.ask(heads, head(b"x: %d" % number))
-                assert len(heads) <= 10
+        for number in range(100):
+            for _ in range(3):
+                known = self.ask(heads, head(b"x: %d" % number))
+            assert known
+        assert not self.ask(heads, head(b"x: 0"))
         large = head(b"x: " + b"y" * HeadCache.LARGEST)
         assert not any(self.ask(heads, large) for _ in range(4))
+
+    def test_the_oldest_head_goes_first(self) -> None:
+        heads = HeadCache(3)
+        raw = [GOOD.replace(b"sk-test", b"sk-%d" % number) for number in range(6)]
+        for each in raw:
+            self.ask(heads, each)
+            if found := heads.find("10.0.0.1", each):
+                heads.keep(found[0])  # without a plan, which is the connection's to look at
+                heads.keep(found[0])
+                assert len(heads) <= 3
+        twice = [(heads.find("10.0.0.1", each), heads.find("10.0.0.1", each)) for each in raw]
+        same = [one is not None and one == other for one, other in twice]
+        assert same == [False, False, False, True, True, True]
+        assert len(heads.let_go()) == 3
+        assert len(heads) == 0
+        assert heads.find("10.0.0.1", raw[5]) is None
+
+
+def same(raw: bytes, found: RequestHead) -> None:
+    """The head that was found says what the parser reads."""
+    read = read_request_head(raw, 100)[0]
+    for name in RequestHead.__slots__:
+        if name not in ("plan", "shape", "fields"):
+            assert getattr(found, name) == getattr(read, name), name
+    length = [field for field in found.fields if field[0] == b"content-length"]
+    assert [field for field in found.fields if field not in length] == [
+        field for field in read.fields if field[0] != b"content-length"
+    ]
+
+
+CREDENTIALS = (
+    b"Authorization: Bearer ", b"authorization: bearer ", b"x-api-key: ", b"X-Api-Key: ",
+    b"api-key: ", b"x-goog-api-key: ",
+)  # fmt: skip
+
+
+class TestShapes:
+    """Heads that differ in their credential: the short way is as strict as the parser."""
+
+    def known(self, begin: bytes, *more: bytes) -> tuple[HeadCache, bytes]:
+        """A cache that has seen heads with two credentials, and such a head with %b for it."""
+        raw = head(b"X-A: 1", begin + b"@", b"Content-Length: 3", *more, line=b"POST /x HTTP/1.1")
+        heads = HeadCache()
+        for key in (b"sk-1", b"sk-2"):
+            one = raw.replace(b"@", key)
+            heads.remember("", one, read_request_head(one, 100)[0])
+        return heads, raw
+
+    @pytest.mark.parametrize("begin", CREDENTIALS)
+    @pytest.mark.parametrize("first", [b"", b"Content-Length: 3\r\n"])
+    def test_a_head_with_another_credential_is_known(self, begin: bytes, first: bytes) -> None:
+        line = b"POST /x HTTP/1.1"
+        last = b"Content-Length: 3" if not first else b"X: 1"
+        raw = head(b"A: b", first + begin + b"@", last, line=line)
+        heads = HeadCache()
+        for number, key in enumerate((b"sk-1", b"sk-2", b"a-longer/key+==", b"!~")):
+            one = raw.replace(b"@", key)
+            found = heads.find("", one)
+            assert (found is not None) is (number > 1)
+            if found is None:
+                heads.remember("", one, read_request_head(one, 100)[0])
+            else:
+                same(one, found[0])
+                assert found[0].shape is not None
+                assert found[0].shape.name == begin.partition(b":")[0].lower()
+                assert found[0].shape.credential(found[0]).endswith(key)
+                assert found[3] == 3
+                assert heads.find("10.0.0.9", one) is None
+
+    @pytest.mark.parametrize("begin", CREDENTIALS)
+    @pytest.mark.parametrize("byte", range(256))
+    def test_any_byte_in_a_credential_is_judged_as_the_parser_does(
+        self, begin: bytes, byte: int
+    ) -> None:
+        heads, raw = self.known(begin)
+        for key in (b"%b", b"sk%b", b"s%bk", b"%bsk", b"s%b%bk"):
+            value = key.replace(b"%b", bytes((byte,)))
+            one = raw.replace(b"@", value)
+            if (found := heads.find("", one)) is not None:
+                assert 0x21 <= byte <= 0x7E
+                same(one, found[0])
+
+    @pytest.mark.parametrize(
+        "value",
+        [
+            b"",
+            b" ",
+            b"\r\nContent-Length: 0\r\nX: ",
+            b"sk-1\r\nContent-Length: 30",
+            b"sk-1\r\nTransfer-Encoding: chunked",
+            b"sk-1\nTransfer-Encoding: chunked",
+            b"sk-1\rTransfer-Encoding: chunked",
+            b"sk-1\r\n\tfolded",
+            b"sk-1\r\nHost: other",
+            b"sk-1\r\nAuthorization: Bearer sk-2",
+            b"sk-1\r\nx-api-key: sk-2",
+            b"sk-1 sk-2",
+            b"sk-1\x00",
+            b"sk-1\x7f",
+            b"sk-1\xa0",
+            b"s" * 600,
+        ],
+    )
+    @pytest.mark.parametrize("begin", CREDENTIALS)
+    def test_nothing_but_a_credential_is_taken_for_one(self, begin: bytes, value: bytes) -> None:
+        heads, raw = self.known(begin)
+        assert heads.find("", raw.replace(b"@", b"sk-3")) is not None
+        assert heads.find("", raw.replace(b"@", value)) is None
+
+    @pytest.mark.parametrize("scheme", [b"Basic ", b"AWS4-HMAC-SHA256 ", b"", b"Bearer  "])
+    def test_what_may_mean_more_than_who_sent_it_is_part_of_the_shape(self, scheme: bytes) -> None:
+        heads, raw = self.known(b"Authorization: " + scheme)
+        for key in (b"sk-1", b"sk-2", b"sk-3"):
+            assert heads.find("", raw.replace(b"@", key)) is None
+
+    def test_of_two_credentials_one_is_part_of_the_shape(self) -> None:
+        heads, raw = self.known(b"Authorization: Bearer ", b"x-api-key: sk-0")
+        one = raw.replace(b"@", b"sk-3")
+        found = heads.find("", one)
+        assert found is not None
+        same(one, found[0])
+        assert heads.find("", one.replace(b"sk-0", b"sk-9")) is None
+        # the line that is looked for is the one with a single space
+        heads, raw = self.known(b"x-api-key:@\r\nX-Api-Key:  @\r\nx-api-key: ")
+        one = raw.replace(b"x-api-key: @", b"x-api-key: sk-3").replace(b"@", b"sk-2")
+        found = heads.find("", one)
+        if found is not None:
+            same(one, found[0])
+
+    def test_the_place_of_a_credential_is_that_of_its_line(self) -> None:
+        raw = head(b"x-api-key:sk-0", b"x-api-key: @", b"x-api-key:sk-1")
+        heads = HeadCache()
+        for key in (b"sk-0", b"sk-1"):
+            one = raw.replace(b"@", key)
+            heads.remember("", one, read_request_head(one, 100)[0])
+        one = raw.replace(b"@", b"sk-7")
+        found = heads.find("", one)
+        assert found is not None
+        same(one, found[0])
+
+    def test_a_head_and_its_shape_are_freed_without_the_collector(self) -> None:
+        gc.collect()
+        gc.disable()
+        try:
+            heads, raw = self.known(b"x-api-key: ")
+            found = heads.find("", raw.replace(b"@", b"sk-3"))
+            assert found is not None
+            heads.keep(found[0])
+            del heads, found
+            assert gc.collect() == 0
+        finally:
+            gc.enable()

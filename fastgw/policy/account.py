@@ -91,10 +91,10 @@ class Limit:
     def claim(self, estimate: Usage) -> int:
         """What a request with this estimate needs here before it runs: never above the limit, or
         it could never run, unless its answer will be limited."""
-        if self.unit in ("requests", "parallel"):
+        if self.unit == "requests" or self.unit == "parallel":
             return 1
-        cost = self.cost(estimate)
-        return cost if self.clamps else min(cost, self.amount)
+        cost = estimate[0] + estimate[1] if self.unit == "tokens" else self.cost(estimate)
+        return self.amount if cost > self.amount and not self.clamps else cost
 
     def shown(self, number: int) -> int:
         """An amount as x-ratelimit-* show it: in the unit, dollars in micro-USD rounded up, so that

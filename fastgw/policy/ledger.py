@@ -301,8 +301,8 @@ class Ledger:
             if count.used + count.pending + count.sent >= limit.amount:
                 return account
             if limit.reserves:
-                claim = limit.claim(estimate)
-                if claim > (account.remaining if alone else count.room):
+                room = account.remaining if alone else count.hold - count.held - count.pending
+                if limit.claim(estimate) > room:
                     against = against or account
         return against if against is not None else self.promise(accounts, estimate)
 
@@ -407,7 +407,7 @@ class Ledger:
         for promise in promises:
             account = promise.account
             limit = account.limit
-            cost = limit.cost(usage)
+            cost = usage[0] + usage[1] if limit.unit == "tokens" else limit.cost(usage)
             if promise.most and not final:
                 cost = min(cost, promise.most)
             amount = cost - promise.charged

@@ -141,11 +141,13 @@ def output_limit(api: Api, operation: str, message: dict[str, Any], default: int
     for each where it allows any number. 0 for an operation that makes no text."""
     if operation not in api.LIMITS:
         return 0
+    found = default
     for name in api.LIMITS[operation]:
-        value = _member(message, name)
+        value = _member(message, name) if "." in name else message.get(name)
         if type(value) is int and value >= 0:
-            return value * _choices(api, message)
-    return default * _choices(api, message)
+            found = value
+            break
+    return found * _choices(api, message)
 
 
 def limit_output(api: Api, operation: str, message: dict[str, Any], room: int) -> int:
@@ -189,7 +191,7 @@ def _choices(api: Api, message: dict[str, Any]) -> int:
     """Answers that are made, and paid for."""
     most = 0
     for name in api.CHOICES:
-        value = _member(message, name)
+        value = _member(message, name) if "." in name else message.get(name)
         if type(value) is int and value > most:
             most = value
     return most or 1

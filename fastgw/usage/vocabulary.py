@@ -26,6 +26,9 @@ CLEAR_AFTER = 4 * 1024 * 1024
 """Characters after which the tokenizer's cache of words is emptied. It is bounded by the number of
 words and not by their size: 3 bytes for each byte of a text without blanks."""
 
+_WORDS, _WORD = 64, 16
+"""Words whose count is remembered, and their characters."""
+
 _FIRST = "Warm: zxqvbnmlkj QWXZpfgh7 漢字仮名 Ünïcödé\n\n\t😀"
 """Words that are no tokens, so that the tables which are built at the first such word are there."""
 
@@ -88,13 +91,23 @@ class Encoder(Protocol):
 class Vocabulary:
     """A tokenizer in memory. It holds the interpreter as it works, so texts come in slices."""
 
-    __slots__ = ("_encode", "_fed", "encoder", "name")
+    __slots__ = ("_encode", "_fed", "_words", "encoder", "name")
 
     def __init__(self, name: str, encoder: Encoder) -> None:
         self.name = name
         self.encoder = encoder
         self._encode = encoder.encode_ordinary
         self._fed = 0
+        self._words: dict[str, int] = {}
+
+    def count_word(self, word: str) -> int:
+        """As `count`, of a word that is likely to come again."""
+        found = self._words.get(word)
+        if found is None:
+            found = self.count(word)
+            if len(self._words) < _WORDS and len(word) <= _WORD:
+                self._words[word] = found
+        return found
 
     def count(self, text: str) -> int:
         """Tokens of a text, exactly."""

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from fastgw.usage import vocabulary
 from fastgw.usage.estimate import ByteCounter
 from fastgw.usage.prompt import FEW, SHORT, counted, prompt_tokens
 from fastgw.usage.tokens import SAMPLE, SAMPLES, SLICE, TokenCounter
-from fastgw.usage.vocabulary import DEFAULT, Family, Vocabulary, loaded, warm
+from fastgw.usage.vocabulary import DEFAULT, Family, Vocabulary, load, loaded, warm
 
 CHATTED = 3 + 3  # a message and the reply, by the rule of the OpenAI cookbook
 
@@ -135,3 +138,38 @@ def test_the_two_ways_are_told_apart_by_the_counter(monkeypatch: pytest.MonkeyPa
     assert prompt_tokens(request) == 3 + 1 + 9 + 3
     assert counted(request, "", ByteCounter()) == 3 + 9 + 3
     assert loaded(Family(DEFAULT)) is not None
+
+
+_TEXTS = st.one_of(
+    st.sampled_from(["", " ", "Hello, world", "x" * SLICE, "a b " * 200, "na\u00efve", "\ud83d"]),
+    st.text(st.characters(max_codepoint=127), max_size=60),
+)
+_MESSAGES = st.one_of(
+    st.fixed_dictionaries(
+        {"role": st.sampled_from(["user", "system", "t" * 40]), "content": _TEXTS}
+    ),
+    st.fixed_dictionaries({"role": _TEXTS, "content": _TEXTS, "name": _TEXTS}),
+    st.fixed_dictionaries({"role": st.just("user"), "content": st.lists(_TEXTS, max_size=3)}),
+    st.fixed_dictionaries({"type": _TEXTS, "content": _TEXTS}),
+    st.none(),
+)
+
+_o200k = cache(lambda: load(DEFAULT))
+
+
+@given(
+    st.lists(_MESSAGES, max_size=4),
+    st.sampled_from(["gpt-4o", "claude-3", "llama-3", ""]),
+    st.sampled_from([{}, {"tools": []}, {"system": "Be kind."}, {"n": 3}, {"tools": [{"a": 1}]}]),
+)
+def test_a_short_prompt_counts_as_any_other(
+    messages: list[Any], model: str, more: dict[str, Any]
+) -> None:
+    words = _o200k()
+    if words is None:
+        pytest.skip("the extra `tokenizers` is not installed")
+    request = {"messages": messages, **more}
+    counter = TokenCounter(words, vocabulary.family_of(model))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(vocabulary, "_loaded", {DEFAULT: words})
+        assert counted(request, model) == counted(request, model, counter)

@@ -23,6 +23,7 @@ from fastgw.http1.request import HeadShape, RequestHead, read_request_head
 from fastgw.plan import Plan, Planner
 from fastgw.policy.ledger import Ledger
 from fastgw.upstream.pool import Pool
+from tests.looks_inside import members
 
 NOW = 1_790_000_000.0
 OURS = "sk-provider-secret"
@@ -443,7 +444,7 @@ class TestShapes:
         except InvalidKey as refusal:
             return refusal.message
         slots = ("facts", "accounts", "records", "lines", "edit")
-        said = {name: getattr(made, name) for name in Plan.__slots__ if name not in slots}
+        said = {name: getattr(made, name) for name in members(made) if name not in slots}
         said["key"] = made.key.name
         said["facts"] = [made.facts.metadata, made.facts.header("x-mine"), made.facts.path]
         said["accounts"] = [(each.limit.name, each.values) for each in accounts]

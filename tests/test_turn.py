@@ -26,7 +26,11 @@ class Wire:
         self._said.append((self._name, len(data) if len(data) > DIRECT else data))
 
     def __getattr__(self, name: str) -> Any:
-        return lambda *_: self._said.append((self._name, name))
+        def asked(*_: Any) -> int:
+            self._said.append((self._name, name))
+            return 0
+
+        return asked
 
 
 def outlet(turn: Turn, said: list[Any], name: str = "") -> Outlet:

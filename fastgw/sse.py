@@ -81,22 +81,39 @@ class EventFramer(Unfinished):
         """See the function of that name."""
         return payloads(block)
 
-    def matches(self, block: bytes, pattern: re.Pattern[bytes]) -> Iterator[tuple[int, int]]:
-        """Where the events of a block stand that match: start and end of each."""
+    def matches(
+        self, block: bytes, pattern: re.Pattern[bytes], mark: bytes
+    ) -> list[tuple[int, int]]:
+        """Where the events of a block stand that have the mark and match: start and end of each."""
+        found = []
         if b"\r" in block:
             end = 0
             for event in split_events(block):
                 start, end = end, end + len(event)
-                if pattern.search(event) is not None:
-                    yield start, end
-            return
-        end = 0
-        while (match := pattern.search(block, end)) is not None:
-            blank = block.rfind(b"\n\n", end, match.start())
-            start = end if blank < 0 else blank + 2
-            blank = block.find(b"\n\n", match.end())
-            end = len(block) if blank < 0 else blank + 2
-            yield start, end
+                if mark in event and pattern.search(event) is not None:
+                    found.append((start, end))
+            return found
+        if not mark:
+            end = 0
+            while (match := pattern.search(block, end)) is not None:
+                blank = block.rfind(b"\n\n", end, match.start())
+                start = end if blank < 0 else blank + 2
+                blank = block.find(b"\n\n", match.end())
+                end = len(block) if blank < 0 else blank + 2
+                found.append((start, end))
+            return found
+        # From the end, where a report stands: `rfind` takes a quarter of the time of a search.
+        at = block.rfind(mark)
+        while at >= 0:
+            blank = block.rfind(b"\n\n", 0, at)
+            start = blank + 2 if blank >= 0 else 0
+            blank = block.find(b"\n\n", at)
+            end = blank + 2 if blank >= 0 else len(block)
+            if pattern.search(block, start, end) is not None:
+                found.append((start, end))
+            at = block.rfind(mark, 0, start)
+        found.reverse()
+        return found
 
     def count(self, block: bytes) -> int:
         """Events in a block, about."""

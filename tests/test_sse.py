@@ -106,3 +106,26 @@ def test_a_large_event_is_not_copied_once_a_read() -> None:
     assert framer.held == 100_000
     assert len(framer.feed(b"\n\n")) == 100_002
     assert framer.held == 0
+
+
+@given(
+    st.lists(
+        st.sampled_from([b"x", b"MARK", b"HIT", b"HIT MARK", b"HITMARK MARK", b"HI"]), max_size=9
+    ),
+    st.sampled_from([b"\n\n", b"\r\n\r\n", b"\r\r"]),
+    st.sampled_from([b"MARK", b""]),
+    st.booleans(),
+)
+def test_events_that_match_are_found_from_either_end(
+    texts: list[bytes], end: bytes, mark: bytes, whole: bool
+) -> None:
+    events = [b"data: " + text + end for text in texts]
+    if events and not whole:
+        events[-1] = events[-1].removesuffix(end)
+    expected = []
+    at = 0
+    for event in events:
+        if b"HIT" in event and mark in event:
+            expected.append((at, at + len(event)))
+        at += len(event)
+    assert EventFramer().matches(b"".join(events), re.compile(b"HIT"), mark) == expected

@@ -12,10 +12,15 @@ from typing import Final
 
 _SIZE_LINE = re.compile(rb"([0-9A-Fa-f]{1,15})(?:[ \t]*;([\t\x20-\x7e\x80-\xff]*))?")
 _PLAIN_SIZE = re.compile(rb"([1-9A-Fa-f][0-9A-Fa-f]{0,7})\r\n")
+_SPELLED = re.compile(rb"[1-9A-Fa-f][0-9A-Fa-f]{0,7}")
 _TRAILER = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+:[\t\x20-\x7e\x80-\xff]*")
 _SIZE_LINES: Final[dict[int, bytes | None]] = {}
 """How a chunk of so many bytes, framing included, begins: there is one way or none."""
+_SIZES: Final[dict[bytes, int]] = {}
+"""Sizes of plain chunks as they came: what is not here was not met, or is spelled otherwise."""
 _MEMO_SIZES = 4096
+_MANY = 1024
+"""Bytes behind two whole chunks that are taken for more of them."""
 MAX_LINE = 4096
 MAX_EXTRAS = 16 * 1024  # extensions and trailers of one body together
 
@@ -67,16 +72,24 @@ class ChunkedDecoder:
         payload: list[bytes] = []
         at = 0
         size = len(data)
-        if self._state == _AT_SIZE and not self._line:
-            # Whole chunks without extensions, as many as there are: 0.5 us each instead of 1.7.
-            while (match := _PLAIN_SIZE.match(data, at)) is not None:
-                start = match.end()
-                end = start + int(match[1], 16)
-                if data[end : end + 2] != b"\r\n":
-                    break
-                payload.append(data[start:end])
-                at = end + 2
+        fresh = True
         while at < size:
+            if self._state == _AT_SIZE and not self._line:
+                # Whole chunks without extensions, as many as there are: 0.5 us each instead of 1.7.
+                found = 0
+                while (match := _PLAIN_SIZE.match(data, at)) is not None:
+                    start = match.end()
+                    end = start + int(match[1], 16)
+                    if data[end : end + 2] != b"\r\n":
+                        break
+                    payload.append(data[start:end])
+                    at = end + 2
+                    found += 1
+                    if found == 2 and fresh and size - at > _MANY:
+                        fresh = False  # once, so that no bytes are looked at again and again
+                        at = _run(data, at, payload)
+                if at == size:
+                    break
             if self._state == _IN_DATA:
                 take = min(self._left, size - at)
                 payload.append(data[at : at + take])
@@ -134,6 +147,43 @@ class ChunkedDecoder:
             self._extras += len(extra)
             if self._extras > MAX_EXTRAS:
                 raise BadChunk("too many chunk extensions or trailers")
+
+
+def _run(data: bytes, at: int, payload: list[bytes]) -> int:
+    """Take whole plain chunks from `at` on, as many as there are, and return where the next begins.
+
+    All are cut at CRLF, then each size is compared with the length of what follows it: one that is
+    true is where the next size stands. 0.2 us each. Ends at a payload that holds CRLF itself.
+    """
+    sizes = data[at:].rsplit(b"\r\n")  # `rsplit` takes half the time of `split`
+    left = len(sizes.pop())
+    pieces = sizes[1::2]
+    del sizes[1::2]
+    if len(sizes) > len(pieces):
+        left += len(sizes.pop()) + 2
+    if pieces and not pieces[-1]:  # the last chunk
+        pieces.pop()
+        left += len(sizes.pop()) + 4
+    lengths = list(map(len, pieces))
+    if list(map(_SIZES.get, sizes)) != lengths:
+        _learn(sizes)
+        good = 0
+        for spelled, length in zip(sizes, lengths, strict=True):
+            if _SIZES.get(spelled) != length:
+                break
+            good += 1
+        left += sum(map(len, sizes[good:])) + sum(lengths[good:]) + 4 * (len(sizes) - good)
+        del pieces[good:]
+    payload += pieces
+    return len(data) - left
+
+
+def _learn(sizes: list[bytes]) -> None:
+    if len(_SIZES) >= _MEMO_SIZES:
+        _SIZES.clear()
+    for spelled in set(sizes):
+        if spelled not in _SIZES and _SPELLED.fullmatch(spelled) is not None:
+            _SIZES[spelled] = int(spelled, 16)
 
 
 def _size_line(size: int) -> bytes | None:

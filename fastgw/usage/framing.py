@@ -72,8 +72,10 @@ class Framer(Protocol):
     def payloads(self, block: bytes) -> Iterator[bytes]:
         """The JSON of each event in a block."""
 
-    def matches(self, block: bytes, pattern: re.Pattern[bytes]) -> Iterator[tuple[int, int]]:
-        """Where the events of a block stand that match: start and end of each."""
+    def matches(
+        self, block: bytes, pattern: re.Pattern[bytes], mark: bytes
+    ) -> list[tuple[int, int]]:
+        """Where the events of a block stand that have the mark and match: start and end of each."""
 
     def count(self, block: bytes) -> int:
         """Events in a block, about."""
@@ -109,13 +111,18 @@ class LineFramer(Unfinished):
             if line := line.strip():
                 yield line
 
-    def matches(self, block: bytes, pattern: re.Pattern[bytes]) -> Iterator[tuple[int, int]]:
+    def matches(
+        self, block: bytes, pattern: re.Pattern[bytes], mark: bytes
+    ) -> list[tuple[int, int]]:
         """See Framer."""
+        found = []
         end = 0
         while (match := pattern.search(block, end)) is not None:
             start = block.rfind(b"\n", end, match.start()) + 1 or end
             end = block.find(b"\n", match.end()) + 1 or len(block)
-            yield start, end
+            if block.find(mark, start, end) >= 0:
+                found.append((start, end))
+        return found
 
     def count(self, block: bytes) -> int:
         """See Framer."""

@@ -47,6 +47,9 @@ HELD_EVENT = 64 * 1024
 EVENT_FRAME = 220
 """Bytes of an event that are not text, about."""
 
+LAST_EVENTS = 2048
+"""Bytes at the end of a stream in which an error is looked for, or an event more."""
+
 _DONE = b"[DONE]\n\n"
 _NOTHING = (b"", b"data: [DONE]", b"data:[DONE]")
 """What may follow a report and adds nothing to it."""
@@ -210,8 +213,9 @@ class StreamMeter:
         self._last = stripped = block
         self._blocks.append(block)
         self._room -= len(block)
-        if self._search(block) is not None:
-            stripped = self._read_usage(block)
+        reports = self._reports(block)
+        if reports:
+            stripped = self._read_usage(block, reports)
         elif block.endswith(_DONE) and self._counts:
             if not self._usage:
                 self._fold()
@@ -248,14 +252,18 @@ class StreamMeter:
             self._at_report = counter.total()
             self.told += 1
 
-    def _read_usage(self, block: bytes) -> bytes:
-        """Note the usage in `block`, which is the last of those that wait; return it without its
-        usage-only events."""
+    def _reports(self, block: bytes) -> list[tuple[int, int]]:
+        """Where the events of a block stand that may hold a usage."""
+        if block.rfind(self._mark) < 0:
+            return []
+        return self._framer.matches(block, self._api.USAGE, self._mark)
+
+    def _read_usage(self, block: bytes, events: list[tuple[int, int]]) -> bytes:
+        """Note the usage in those events of `block`, which is the last of the blocks that wait;
+        return it without its usage-only events."""
         kept: list[bytes] = []
         at = reported = 0
-        for start, end in self._framer.matches(block, self._api.USAGE):
-            if block.find(self._mark, start, end) < 0:
-                continue
+        for start, end in events:
             for payload in self._framer.payloads(block[start:end]):
                 message = read_object(payload)
                 if message is None:
@@ -381,8 +389,9 @@ class StreamMeter:
         if rest:
             self._last = rest
             self._blocks.append(rest)
-            if self._search(rest) is not None:
-                self._read_usage(rest)
+            reports = self._reports(rest)
+            if reports:
+                self._read_usage(rest, reports)
         model, error = self._model(), self._failed()
         reported = self._usage or None
         usage = self._api.normal_form(self._usage) if reported else None
@@ -418,6 +427,10 @@ class StreamMeter:
     def _failed(self) -> bool:
         """Whether the last events hold an error."""
         last = self._last
+        if len(last) > LAST_EVENTS:
+            before = last.rfind(b"\n\n", 0, len(last) - LAST_EVENTS)
+            if before >= 0:
+                last = last[before + 2 :]
         if b"error" not in last and b"failed" not in last and b"xception" not in last:
             return False
         messages = map(read_object, self._framer.payloads(last))
@@ -427,11 +440,14 @@ class StreamMeter:
         """The model that the first event names."""
         if self._answered is None:
             for block in self._blocks:
-                for payload in self._framer.payloads(block):
-                    message = read_object(payload)
-                    if message is not None:
-                        self._answered = self._api.model(message)
-                        return self._answered
+                first = block.find(b"\n\n") + 2  # of many events one is enough, mostly
+                parts = (block[:first], block[first:]) if first > 1 else (block,)
+                for part in parts:
+                    for payload in self._framer.payloads(part):
+                        message = read_object(payload)
+                        if message is not None:
+                            self._answered = self._api.model(message)
+                            return self._answered
         return self._answered or ""
 
 

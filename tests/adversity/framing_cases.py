@@ -26,6 +26,8 @@ TE = b"Transfer-Encoding: chunked"
 END = b"0\r\n\r\n"
 FILES = b"/openai/files"
 N = b"%d" % len(JSON)
+MANY = b"".join(whole(b" " * size) for size in range(20, 80))
+"""Whole chunks, which are looked at all together: blanks before the JSON."""
 
 # Content-Length and Transfer-Encoding -------------------------------------------------------
 
@@ -167,6 +169,7 @@ for name, body in {
     "a request where a trailer may stand": whole() + b"0\r\n" + head(),
 }.items():  # fmt: skip
     add(refused(f"chunks: {name}", "RFC 9112, 7.1", chunked(body)))
+    add(refused(f"chunks, behind many: {name}", "RFC 9112, 7.1", chunked(MANY + body)))
 add(refused("chunks over the limit", "RFC 9110, 15.5.14",
             chunked(whole(b" " * 70_000) * 16), 413, "body_too_large"))  # fmt: skip
 for name, body in {

@@ -50,6 +50,10 @@ def chunk(data: bytes) -> bytes:
     return b"%x\r\n%b\r\n" % (len(data), data)
 
 
+MANY = b"".join(chunk(b"x" * size) for size in range(20, 80))
+"""Whole chunks, which are looked at all together."""
+TEXTS = b"".join(b"x" * size for size in range(20, 80))
+
 CASES: list[Case] = []
 add = CASES.append
 
@@ -161,6 +165,9 @@ for name, body in {
     add(Case(f"chunks: {name}", "RFC 9112, 7.1", (CHUNKED + body,)))
     add(Case(f"chunks, seen: {name}", "RFC 9112, 7.1",
              (CHUNKED + chunk(b"seen"), GO, body), "cut"))  # fmt: skip
+    add(Case(f"chunks, behind many: {name}", "RFC 9112, 7.1", (CHUNKED + MANY + body,)))
+    add(Case(f"chunks, seen, behind many: {name}", "RFC 9112, 7.1",
+             (CHUNKED + chunk(b"seen"), GO, MANY + body), "cut"))  # fmt: skip
 
 # The end before the end ---------------------------------------------------------------------
 
@@ -292,6 +299,14 @@ add(Case("list of models", "docs/http.md", (
     body=b'{"object":"list","data":[{"id":"small"}]}', request="LIST", kept=True))  # fmt: skip
 add(Case("list of models that breaks off", "RFC 9112, 8", (
     OK + b"Content-Length: 999\r\n\r\n" + LISTED, PAUSE, CLOSE), request="LIST"))  # fmt: skip
+add(Case("chunks, many, one holds what looks like chunks", "RFC 9112, 7.1", (
+    CHUNKED + MANY + chunk(b"5\r\nhello\r\n0\r\n\r\n") + chunk(b"\r\n") + MANY + b"0\r\n\r\n",),
+    "whole", kept=True, body=b"".join(
+        (TEXTS, b"5\r\nhello\r\n0\r\n\r\n\r\n", TEXTS))))  # fmt: skip
+add(Case("chunks, many, in capitals and with zeros", "RFC 9112, 7.1", (
+    CHUNKED + b"".join(b"%X\r\n%b\r\n" % (size, b"x" * size) for size in range(20, 80))
+    + b"00a\r\n0123456789\r\n" + MANY + b"0\r\n\r\n",),
+    "whole", kept=True, body=TEXTS + b"0123456789" + TEXTS))  # fmt: skip
 add(Case("chunks in odd but sound form", "RFC 9112, 7.1", (
     CHUNKED + b"0003;a=b\r\n" + JSON[:3] + b"\r\n004 ; c\r\n", PAUSE, JSON[3:] + b"\r", PAUSE,
     b"\n000\r\n", PAUSE, b"\r\n"), "whole", body=JSON, kept=True))  # fmt: skip

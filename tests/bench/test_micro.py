@@ -12,6 +12,7 @@ import orjson
 import pytest
 
 from bench.micro import exchange, head, heads, hostile, ledger, many, meter, tokens
+from fastgw.http1.body import ChunkedDecoder
 from fastgw.skeleton import MOST
 from fastgw.usage.api import Api
 from fastgw.usage.meter import KEEP_LONG
@@ -39,6 +40,40 @@ def test_an_exchange_is_whole_and_is_debited_once() -> None:
         await bench.settlement.close(5.0)
         (account,) = bench.ledger.accounts()
         assert account.count.used == 4 * 29 + 210
+        await bench.close()
+
+    asyncio.run(go())
+
+
+@pytest.mark.parametrize("asks", [False, True])
+@pytest.mark.parametrize("size", [1 << 20, 16_384, 4097, 1000, 333])
+def test_a_stream_in_large_reads_is_the_same_and_costs_the_same(size: int, asks: bool) -> None:
+    async def go() -> None:
+        bench = exchange.Bench()
+        await bench.exchange(exchange.request(), [exchange.answer()])
+        sent = exchange.request(stream=True)
+        if asks:
+            before, _, body = sent.rpartition(b"\r\n\r\n")
+            body = body.replace(b"true}", b'true,"stream_options":{"include_usage":true}}')
+            sent = before.replace(
+                b"Length: %d" % (len(sent) - len(before) - 4), b"Length: %d" % len(body)
+            )
+            sent += b"\r\n\r\n" + body
+        events = [meter.EVENT.replace(b" token", b" " + b"x" * (n % 40)) % b"" for n in range(300)]
+        usage = meter.LAST.partition(b"data: [DONE]")[0]
+        chunks = [b"%x\r\n%b\r\n" % (len(event), event) for event in (*events, usage)]
+        chunks.append(b"e\r\ndata: [DONE]\n\n\r\n0\r\n\r\n")
+        data = exchange.stream_pieces(0)[0] + b"".join(chunks)
+        wrote: list[bytes] = []
+        bench.client.write = wrote.append  # type: ignore[assignment]
+        bench.run(sent, [data[at : at + size] for at in range(0, len(data), size)], 1)
+        decoder = ChunkedDecoder()
+        got = decoder.feed(b"".join(wrote).partition(b"\r\n\r\n")[2])
+        assert decoder.ended
+        assert got == b"".join(events) + usage * asks + b"data: [DONE]\n\n"
+        await bench.settlement.close(5.0)
+        (account,) = bench.ledger.accounts()
+        assert account.count.used == 29 + 210
         await bench.close()
 
     asyncio.run(go())

@@ -1,8 +1,12 @@
+from itertools import pairwise
+
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fastgw.http1 import body as body_module
 from fastgw.http1.body import LAST_CHUNK, BadChunk, ChunkedDecoder, chunk
+from tests.looks_inside import looks_inside
 
 WHOLE = b"5\r\nhello\r\n6;name=v\r\n world\r\n0\r\nTrailer: x\r\n\r\n"
 
@@ -32,6 +36,72 @@ def test_any_payload_in_any_pieces(payloads: list[bytes], random: object) -> Non
         pieces.append(body[:size])
         body = body[size:]
     assert decode(pieces) == (b"".join(payloads), True, b"")
+
+
+@st.composite
+def spelled(draw: st.DrawFn) -> bytes:
+    """A chunk in one of the ways that are allowed."""
+    payload = draw(
+        st.one_of(
+            st.integers(1, 300).map(lambda size: b"e" * size),
+            st.binary(min_size=1, max_size=40),
+            st.sampled_from([b"\r\n", b"5\r\nhello\r\n", LAST_CHUNK, b"a\r\n\r\nb"]),
+        )
+    )
+    line = draw(st.sampled_from([b"%x", b"%x", b"%x", b"%X", b"0%x", b"%x;a=b", b"%x ;a"]))
+    return line % len(payload) + b"\r\n" + payload + b"\r\n"
+
+
+def read(pieces: list[bytes]) -> tuple[bytes, bool, bytes] | str:
+    """The payload, whether it ended, and what follows; of a bad body only that it is refused."""
+    decoder = ChunkedDecoder()
+    out = []
+    after = b""
+    try:
+        for piece in pieces:
+            if decoder.ended:
+                after += piece
+            else:
+                out.append(decoder.feed(piece))
+    except BadChunk:
+        return "refused"
+    return b"".join(out), decoder.ended, decoder.rest + after
+
+
+@settings(deadline=None)
+@given(
+    st.lists(spelled(), min_size=1, max_size=40),
+    st.sampled_from([b"5\r\nwhole\r\n" * 300, b"f\r\nfifteen letters\r\n" * 90, b""]),
+    st.sampled_from([b"", b"zz\r\n", b"-5\r\nhello\r\n", b"4\r\nhello\r\n", b"6\r\nhello\r\n"]),
+    st.sampled_from(
+        [LAST_CHUNK, LAST_CHUNK + b"more", b"0\r\nX: y\r\n\r\n", b"5\r\nhel", b"1", b""]
+    ),
+    st.lists(st.integers(0, 12_000), max_size=4),
+)
+def test_many_chunks_are_read_as_byte_by_byte(
+    chunks: list[bytes], many: bytes, bad: bytes, end: bytes, cuts: list[int]
+) -> None:
+    body = many + b"".join(chunks) + many + bad + many + end
+    edges = [0, *sorted(cut for cut in cuts if cut < len(body)), len(body)]
+    assert read([body[a:b] for a, b in pairwise(edges)]) == read(
+        [body[at : at + 1] for at in range(len(body))]
+    )
+
+
+@looks_inside
+def test_no_bytes_are_cut_up_again_and_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two whole chunks and an odd one, over and over: what follows is cut up once for each read."""
+    cut = []
+    run = body_module._run
+
+    def seen(data: bytes, at: int, payload: list[bytes]) -> int:
+        cut.append(at)
+        return run(data, at, payload)
+
+    monkeypatch.setattr(body_module, "_run", seen)
+    body = b"2\r\nab\r\n" * 2 + b"02\r\nab\r\n"
+    assert decode([body * 1000 + LAST_CHUNK]) == (b"ab" * 3000, True, b"")
+    assert len(cut) == 1
 
 
 def test_passed_on_as_it_is_only_for_exactly_one_canonical_chunk() -> None:
@@ -92,3 +162,8 @@ def test_refuses(body: bytes) -> None:
         ChunkedDecoder().feed(body + b"0\r\n\r\n")
     with pytest.raises(BadChunk):
         decode([body[i : i + 1] for i in range(len(body))] + [b"0\r\n\r\n"])
+    many = b"".join(chunk(b"x" * size) for size in range(20, 80))
+    with pytest.raises(BadChunk):
+        ChunkedDecoder().feed(many + body + many + b"0\r\n\r\n")
+    with pytest.raises(BadChunk):
+        decode([many[:1000], many[1000:] + body + many + b"0\r\n\r\n"])

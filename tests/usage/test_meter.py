@@ -3,7 +3,7 @@ from __future__ import annotations
 import gzip
 import zlib
 from itertools import pairwise
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import orjson
 import pytest
@@ -17,6 +17,7 @@ from fastgw.usage.meter import (
     HELD_EVENT,
     KEEP_BYTES,
     KEEP_LONG,
+    LAST_EVENTS,
     InflatingMeter,
     Meter,
     Metered,
@@ -73,9 +74,20 @@ def test_the_extra_event_is_taken_out_at_any_split() -> None:
 @pytest.mark.parametrize("end", [b"\n", b"\r\n"])
 def test_an_event_that_comes_alone_is_not_searched_by_an_expression(end: bytes) -> None:
     """The common path: it is kept as it came; only one that may report is looked at."""
-    meter = StreamMeter(OPENAI)
     looked = []
-    meter._search = lambda data: looked.append(data)  # type: ignore[assignment]
+
+    class Framer:
+        def __init__(self) -> None:
+            self._framer = EventFramer()
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self._framer, name)
+
+        def feed(self, data: bytes) -> bytes:
+            looked.append(data)
+            return self._framer.feed(data)
+
+    meter = StreamMeter(OPENAI, framer=Framer())  # type: ignore[arg-type]
     first, *rest = [delta(f"{number}").replace(b"\n", end) for number in range(9)]
     for data in (first, *rest):
         meter.feed(data)
@@ -83,6 +95,33 @@ def test_an_event_that_comes_alone_is_not_searched_by_an_expression(end: bytes) 
     assert meter._blocks == [first, *rest]
     meter.feed(EXTRA)
     assert looked[-1] == EXTRA
+
+
+@pytest.mark.parametrize("end", [b"\n", b"\r\n"])
+def test_of_many_events_in_a_read_the_first_names_the_model_and_the_last_an_error(
+    end: bytes,
+) -> None:
+    error = event({"error": {"message": "overloaded", "padding": "x" * LAST_EVENTS}})
+    start = b": a comment\n\n" + delta("Hello")
+    more = event({"model": "m-2", "choices": [{"delta": {"content": "failed error"}}]}) * 100
+    for last, failed in ((b"", False), (DONE, False), (error, True), (error + DONE, True)):
+        body = (start + more + last).replace(b"\n", end)
+        for cuts in ([], [len(body) // 2]):
+            _, found = watch(body, cuts)
+            assert (found.model, found.error) == ("m-1", failed)
+
+
+def test_usage_in_every_event_of_a_read() -> None:
+    """As vLLM says it on demand: the last value counts, and what is usage alone is taken out."""
+    events = [
+        delta(f"{number}", usage={"prompt_tokens": 10, "completion_tokens": number})
+        for number in range(50)
+    ]
+    body = b"".join(events) + EXTRA + b": ping\n\n" + EXTRA + DONE
+    for at in (len(body), 1000, len(body) - 30):
+        out, found = watch(body, [at], strip=True)
+        assert out == b"".join(events) + b": ping\n\n" + DONE
+        assert found.usage == Usage(10, 9, source="reported")
 
 
 @pytest.mark.parametrize("end", [b"\r\n", b"\r"])

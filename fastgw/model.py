@@ -96,13 +96,15 @@ class Settled(NamedTuple):
     `used` line by line (UNUSABLE, -1, where the account cannot be kept); `holds` claim by claim:
     held by others, granted to us; `lost`: lines whose account the store had lost and got back from
     us; `ahead`: lines left out since the store holds a higher sequence of this writer: another
-    process uses its name.
+    process uses its name. `alone`: nobody else has written to the store since its last answer, so
+    all that it said before holds still; False where a store cannot tell.
     """
 
     used: list[int]
     holds: list[tuple[int, int]]
     lost: list[int]
     ahead: list[int]
+    alone: bool = False
 
 
 class Standing(NamedTuple):

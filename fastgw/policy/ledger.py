@@ -11,6 +11,8 @@
    request in.
 5. A count older than `max_staleness` is asked for again before it decides, and missing is not zero:
    a count never heard of is always asked for first.
+   While nobody else writes to the store each answer is one for all accounts: a thousand that
+   take turns do not each wait for a call.
 6. Settling cannot fail and does not wait: `settle` adds to integers, and to the journal's.
 7. Where requests need a promise, the store grants a hold to the worker (`Count.hold`) and the
    worker promises parts of it. A hold shrinks when a batch is taken and grows when it is answered,
@@ -26,7 +28,7 @@ from typing import TYPE_CHECKING, Protocol
 from weakref import WeakValueDictionary
 
 from fastgw.model import Batch, Claim, Debit
-from fastgw.policy.account import Account, Count, Limit, Promise
+from fastgw.policy.account import NEVER, Account, Count, Limit, Promise
 from fastgw.policy.window import FAR, GRACE
 
 if TYPE_CHECKING:
@@ -113,6 +115,10 @@ class Ledger:
         self._holding: dict[Count, None] = {}
         self._in_flight: tuple[Batch, list[Count]] | None = None
         self._again: list[tuple[Batch, list[Count]]] = []
+        self._repeated = False  # the batch under way was sent before: who wrote since is not known
+        self._alone_from = FAR
+        """What batches from this sequence on have said holds still, as of `_alone_at`."""
+        self._alone_at = NEVER
         self._sweep: list[Count] = []
         self._placed: set[Count] = set()
         """Counts that have a slot: they live until it is free, or one account had two."""
@@ -240,7 +246,9 @@ class Ledger:
             if now >= account.end or now < account.start - BACK:
                 self._roll(account, now)
             count = account.count
-            if now - count.known_at > self._max_staleness:
+            if now - count.known_at > self._max_staleness and (
+                count.answered < self._alone_from or now - self._alone_at > self._max_staleness
+            ):
                 found = True
                 if not count.queued and not count.asked:
                     self._enqueue(count)
@@ -486,6 +494,7 @@ class Ledger:
     def take(self) -> Batch | None:
         """The batch to send: the one under way again, else the next; None if there is nothing."""
         if self._in_flight is not None:
+            self._repeated = True
             return self._in_flight[0]
         if self._again:
             self._in_flight = self._again.pop()
@@ -547,6 +556,10 @@ class Ledger:
         batch, counts = self._in_flight
         self._in_flight = None
         slots = self._slots
+        if not answer.alone or self._repeated:
+            self._alone_from = batch.sequence
+            self._repeated = False
+        self._alone_at = asked_at
         if answer.ahead:
             self._rename(answer.ahead, counts)
         for count, value in zip(counts, answer.used, strict=True):

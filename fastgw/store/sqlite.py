@@ -46,6 +46,8 @@ _SCHEMA = (
     ) WITHOUT ROWID""",
     "CREATE INDEX IF NOT EXISTS accounts_by_expiry ON accounts (expires_at)",
 )
+_VERSION = "PRAGMA data_version"
+"""Differs from that of the transaction before on this connection where another one has written."""
 _READ = "SELECT used, expires_at FROM accounts WHERE account = ?"
 _CLAIM = """INSERT INTO sequences VALUES (?1, ?2, ?3)
     ON CONFLICT (account, writer) DO UPDATE SET sequence = ?3 WHERE sequence < ?3"""
@@ -82,6 +84,7 @@ class SqliteStore:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="fastgw-sqlite")
         self._db: sqlite3.Connection | None = None
         self._batches = 0
+        self._version = 0
         self._closed = False
 
     async def open(self) -> None:
@@ -182,12 +185,14 @@ class SqliteStore:
             self._batches += writes
             if writes and self._batches % _PURGE_EVERY == 1:
                 self._purge(db, now)
+            version = db.execute(_VERSION).fetchone()[0]
             db.execute("COMMIT")
         except BaseException:
             if db.in_transaction:
                 db.execute("ROLLBACK")
             raise
-        return answer
+        alone, self._version = version == self._version, version
+        return answer._replace(alone=alone)
 
     def _apply(
         self,
@@ -262,3 +267,4 @@ class SqliteStore:
         if self._db is not None:
             self._db.close()
             self._db = None
+            self._version = 0

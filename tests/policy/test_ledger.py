@@ -47,6 +47,38 @@ def test_a_count_never_heard_of_is_asked_for_first() -> None:
     assert ledger.refuses((account,)) is account
 
 
+def test_what_was_said_holds_while_nobody_else_writes() -> None:
+    ledger, book = Ledger("w", 0.1), Book()
+    alice, bob, carol = (ledger.account(limit(), (name,), 1000.0) for name in ("a", "b", "c"))
+
+    def call(at: float, alone: bool) -> None:
+        ledger.debit((bob,), Usage(1, 0), at)
+        batch = ledger.take()
+        assert batch is not None
+        ledger.settled(book.settle(batch)._replace(alone=alone), at)
+
+    assert ledger.stale((alice, bob), 1000.0)
+    call(1000.0, alone=False)
+    for at in (1000.2, 1000.4, 1000.6):
+        call(at, alone=True)
+        assert not ledger.stale((alice,), at + 0.09)
+    assert ledger.stale((carol,), 1000.6)  # never heard of
+    call(1000.6, alone=True)
+    assert not ledger.stale((carol,), 1000.6)
+    assert ledger.stale((alice,), 1000.75)  # nor is it known for ever
+    call(1000.75, alone=True)
+    call(1001.0, alone=False)
+    assert ledger.stale((alice,), 1001.0)
+    assert not ledger.stale((bob,), 1001.0)  # which that call has asked for
+    call(1001.1, alone=True)
+    # What a batch that is sent again is answered says nothing of the time since the answer before.
+    ledger.debit((bob,), Usage(1, 0), 1001.3)
+    assert ledger.take() is not None
+    call(1001.4, alone=True)
+    assert ledger.stale((alice,), 1001.4)
+    assert not ledger.stale((bob,), 1001.4)
+
+
 def test_the_request_that_crosses_completes_and_the_next_is_refused() -> None:
     ledger = Ledger("w", math.inf)
     account = ledger.account(limit(), ("alice",), 1000.0)

@@ -391,7 +391,7 @@ def test_a_store_that_went_back_in_time_is_recognised_too(new_store: OpenStore) 
         Batch("w1", 3, (Debit("a", 10, LATER),)),
         Batch("w1", 8, (Debit("a", 5, LATER, 7, 200),)),
     )
-    assert answers[1] == ([205], [], [0], [])
+    assert answers[1][:4] == ([205], [], [0], [])
 
 
 def test_a_read_puts_back_too(new_store: OpenStore) -> None:

@@ -13,7 +13,10 @@ import pytest
 
 from fastgw import clock
 from fastgw.errors import StoreUnavailable
-from fastgw.model import Batch, Debit
+from fastgw.model import Batch, Debit, Usage
+from fastgw.policy.account import Limit
+from fastgw.policy.ledger import Ledger
+from fastgw.policy.window import EpochWindow
 from fastgw.store.sqlite import SqliteStore
 
 if TYPE_CHECKING:
@@ -141,5 +144,70 @@ def test_a_second_store_of_the_process_does_not_cost_the_first_one_its_locks(
         assert look() == 6
         await first.close()
         assert look() == 6
+
+    asyncio.run(main())
+
+
+def test_it_tells_whether_others_have_written_since_its_last_answer(tmp_path: Path) -> None:
+    """Whatever account it was: what was said of any may not hold any more."""
+    path = str(tmp_path / "budgets.db")
+
+    async def main() -> list[bool]:
+        one, two = SqliteStore(path, 5.0), SqliteStore(path, 5.0)
+        said = []
+
+        async def ask(store: SqliteStore, sequence: int, *debits: tuple[str, int]) -> None:
+            said.append((await store.settle(batch(sequence, *debits))).alone)
+
+        await ask(one, 1, ("a", 5))  # who knows what was before
+        await ask(one, 2, ("a", 5))
+        await ask(one, 3, ("b", 0))
+        await ask(two, 4, ("c", 0))  # who reads has not written
+        await ask(one, 5, ("a", 1))
+        await ask(two, 6, ("c", 1))
+        await ask(one, 7, ("b", 0))
+        await ask(one, 8, ("b", 1))
+        by_hand = sqlite3.connect(path)
+        by_hand.execute("UPDATE accounts SET used = 0 WHERE account = 'a'")
+        by_hand.commit()
+        by_hand.close()
+        await ask(one, 9, ("b", 0))
+        await one.close()
+        await two.close()
+        return said
+
+    assert asyncio.run(main()) == [False, True, True, False, True, False, False, True, False]
+
+
+@pytest.mark.parametrize("others", [True, False])
+def test_while_it_is_alone_each_answer_is_one_for_all_accounts(
+    tmp_path: Path, others: bool
+) -> None:
+    path = str(tmp_path / "budgets.db")
+
+    async def main() -> None:
+        one, two = SqliteStore(path, 5.0), SqliteStore(path, 5.0)
+        ledger, other = Ledger("one", 0.1), Ledger("two", 0.1)
+        limit = Limit("daily", "tokens", 100, EpochWindow("day"))
+        now = clock.wall()
+        alice, bob = (ledger.account(limit, (name,), now) for name in ("alice", "bob"))
+        theirs = other.account(limit, ("alice",), now)
+
+        async def settle(of: Ledger, store: SqliteStore, at: float) -> None:
+            while (batch := of.take()) is not None:
+                of.settled(await store.settle(batch), at)
+
+        assert ledger.stale((alice, bob), now)
+        await settle(ledger, one, now)
+        if others:
+            other.debit((theirs,), Usage(60, 40), now)
+            await settle(other, two, now + 0.05)
+        ledger.debit((bob,), Usage(1, 1), now)
+        await settle(ledger, one, now + 0.3)
+        assert ledger.stale((alice,), now + 0.35) is others
+        await settle(ledger, one, now + 0.35)
+        assert (ledger.refuses((alice,)) is alice) is others
+        await one.close()
+        await two.close()
 
     asyncio.run(main())

@@ -259,10 +259,11 @@ class Ledger:
         account is used up, and none is debited at admission. Otherwise `stale` and `refuses` say
         what is to be done; nothing has changed."""
         oldest = now - self._max_staleness
+        since = self._alone_from if self._alone_at >= oldest else FAR
         for account in accounts:
             count, limit = account.count, account.limit
             if (
-                count.known_at < oldest
+                (count.known_at < oldest and count.answered < since)
                 or count.used + count.pending + count.sent >= limit.amount
                 or limit.unit == "requests"
                 or not account.start - BACK <= now < account.end
@@ -274,8 +275,7 @@ class Ledger:
         """The first account that is used up, or None: then `requests` units are debited."""
         counted = False
         for account in accounts:
-            count = account.count
-            limit = account.limit
+            count, limit = account.count, account.limit
             if count.used + count.pending + count.sent >= limit.amount:
                 limit.refusals += 1
                 if not limit.shadow:

@@ -20,7 +20,7 @@ from fastgw.access_log import AccessLog
 from fastgw.admin.aggregate import AccountRow, account_samples, worker_row
 from fastgw.admin.server import AdminServer, Views
 from fastgw.bookkeeping import open_book, settle_orphans
-from fastgw.config.heap import let_go
+from fastgw.config.heap import keep_what_is_freed, let_go
 from fastgw.downstream import listener
 from fastgw.downstream.connection import Connections, DownstreamConnection
 from fastgw.engine import Engine
@@ -126,6 +126,7 @@ class Worker:
         StoreUnavailable where the store cannot be used and `on_failure` is not local or open."""
         config = self.config
         _want_files(config)
+        keep_what_is_freed()
         sockets = list(self._given)
         try:
             if not sockets:

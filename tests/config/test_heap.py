@@ -3,6 +3,12 @@
 from __future__ import annotations
 
 import gc
+import os
+import platform
+import subprocess
+import sys
+
+import pytest
 
 from fastgw.config.heap import MANY, let_go, many_made
 
@@ -43,3 +49,40 @@ def test_a_list_is_emptied() -> None:
     objects = [object() for _ in range(2500)]
     let_go(objects)
     assert objects == []
+
+
+FAULTS = """
+import resource, sys
+from fastgw.config.heap import keep_what_is_freed
+
+def bodies():
+    made = [bytearray(b"x") * 1_000_000 for _ in range(4)]
+    del made
+
+if sys.argv[1] == "kept":
+    keep_what_is_freed()
+bodies()
+bodies()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(20):
+    bodies()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="of glibc")
+def test_the_pages_of_a_body_are_there_for_the_next() -> None:
+    environment = {name: text for name, text in os.environ.items() if "MALLOC" not in name}
+    faults = [
+        int(
+            subprocess.run(
+                [sys.executable, "-c", FAULTS, way],
+                env=environment,
+                check=True,
+                capture_output=True,
+                text=True,
+            ).stdout
+        )
+        for way in ("kept", "given back")
+    ]
+    assert faults[0] < 1000 < 10_000 < faults[1]

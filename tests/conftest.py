@@ -1,4 +1,4 @@
-"""Fixtures of all tests: a real Redis."""
+"""Fixtures of all tests: a real Redis, and vocabularies as they were."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from fastgw.usage import vocabulary
 from tests.redis_server import PASSWORD, RedisCluster, RedisServer, SentinelPair, find_servers
 
 if TYPE_CHECKING:
@@ -28,6 +29,17 @@ def redis_url(request: pytest.FixtureRequest) -> Iterator[str]:
     server = RedisServer(binary=request.param)
     yield server.url
     server.end()
+
+
+@pytest.fixture(autouse=True)
+def vocabularies() -> Iterator[None]:
+    """A worker that a test starts here leaves none in memory: how others count depends on it."""
+    loaded, wanted = dict(vocabulary._loaded), set(vocabulary._wanted)
+    yield
+    vocabulary._loaded.clear()
+    vocabulary._loaded.update(loaded)
+    vocabulary._wanted.clear()
+    vocabulary._wanted.update(wanted)
 
 
 @pytest.fixture(scope="session")

@@ -313,6 +313,7 @@ def test_other_bodies_are_passed_on_as_they_come(roomy: Gateway, provider: Provi
 
 def test_a_slow_reader_pauses_the_provider_and_loses_nothing(roomy: Gateway) -> None:
     body = JSON.replace(b'"m"', b'"stub;events=5000;pad=4000","stream":true')
+    assert chat(roomy, BOB, stub="usage=never")[0] == 200  # counted: its vocabulary is in memory
     before = memory(roomy)
     with socket.create_connection(("127.0.0.1", roomy.port), timeout=20) as sock:
         sock.sendall(post(body))

@@ -77,8 +77,8 @@ MUTANTS = [
     Mutant(
         "the memo takes only plain digits",
         "http1/request.py",
-        "if not digits.isdigit() or len(digits) > 18:\n            return UNSIZED",
-        "if not digits.isalnum() or len(digits) > 18:\n            return UNSIZED",
+        "int(digits) if digits.isdigit() and end - start <= 18 else UNSIZED",
+        "int(digits) if digits.isalnum() and end - start <= 18 else UNSIZED",
         (PARSERS,),
     ),
     Mutant(

@@ -19,12 +19,12 @@ MODULES = (
     "policy/account", "policy/cors", "policy/ledger", "policy/limit_headers", "policy/tallies",
     "policy/window",
     *(f"{room}/{path.stem}" for room in ("http1", "usage") for path in sorted(
-        (Path(__file__).parent / "fastgw" / room).glob("[!_]*.py"))),
+        (Path(__file__).parent / "fastgw" / room).glob("[!_]*.py")) if path.stem != "brief"),
 )  # fmt: skip
 """Not here: `model`, whose named tuples are the same when compiled; `errors`, whose classes are
-exceptions with computed members; `clock`, which is two names of the standard library; `journal`,
-whose exception mypyc cannot make; `settlement` and `access_log`, which wait more than they work;
-and whatever runs seldom."""
+exceptions with computed members; `usage/brief`, whose classes are made by msgspec; `clock`, which
+is two names of the standard library; `journal`, whose exception mypyc cannot make; `settlement` and
+`access_log`, which wait more than they work; and whatever runs seldom."""
 
 
 def extensions() -> list[object]:

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final
-
-import orjson
+from typing import TYPE_CHECKING, Final
 
 from fastgw.errors import ModelNotAllowed
 from fastgw.model import Usage
 from fastgw.reservation import Reservation
+from fastgw.usage.brief import MISSING, UNREADABLE, read_asked
 from fastgw.usage.estimate import BYTES_PER_TOKEN
 from fastgw.usage.prompt import prompt_tokens
 from fastgw.usage.request import (
+    asking_usage,
     form_model,
     output_limit,
     read_json,
@@ -40,19 +40,22 @@ def inspect(
 ) -> Inspected:
     """Read a whole body. `plain`: try it as what most are (`plan.plain`, and it is not HUGE).
     `counts`: the prompt is counted whatever the plan says. Raises a Refusal."""
-    said: Any
     if plain:
         # What most requests are, in a third of the steps.
         try:
-            said = orjson.loads(body)
-        except orjson.JSONDecodeError:
-            said = None
-        if type(said) is dict and said.get("stream") is not True:
-            model = said.get("model")
-            if type(model) is str and model.isascii():
-                return body, model, False, False, -1, None, False
-    else:
-        said = None
+            said = read_asked(body)
+        except UNREADABLE:
+            pass
+        else:
+            asked = said.model
+            if type(asked) is str and asked.isascii():
+                if said.stream is not True:
+                    return body, asked, False, False, -1, None, False
+                if said.stream_options is MISSING:
+                    usage = plan.asks_usage
+                    if usage is None or not usage.on:
+                        return body, asked, True, False, -1, None, False
+                    return asking_usage(body), asked, True, True, -1, None, False
     model, streams, injected, prompt, reservation = "", False, False, -1, None
     told = False
     if plan.operation:
@@ -67,7 +70,6 @@ def inspect(
             plan.named,
             plan.streams,
             plan.clamps,
-            said if type(said) is dict else None,
         )
         if plan.key.rules:
             refuse_unmeterable(plan.operation, message)

@@ -32,12 +32,10 @@ _TOLD = 1000
 _AT_ONCE: Final = 256
 """Exchanges that wait to be told of at most."""
 
-_LINE: Final = (
-    b'{"time":"%b","request_id":"%b",%b"input_tokens":%d,"output_tokens":%d,'
-    b'"cached_input_tokens":%d,"reasoning_tokens":%d,"cost_usd":%b,"duration_ms":%.3f,'
-    b'"processing_ms":%b,"first_byte_ms":%b,"bytes_in":%d,"bytes_out":%d%b}'
-)
-"""Filled in by hand: a dict of 24 entries and its JSON are four times the cost."""
+_THREE: Final = [b"%03d" % number for number in range(1000)]
+"""Three digits: the microseconds of a time in milliseconds. Compiled, a format of bytes and whole
+numbers that stands where it is used is half the cost of one with a fraction; else it is the same.
+"""
 _BEGIN: Final = b'"status":%d,"reason":"%b","key":'
 _END: Final = b',%b,"stream":%b,"usage_source":"%b",'
 """The part of a line that is the same for exchanges that end alike, before and after the key."""
@@ -156,9 +154,11 @@ class Recorder:
                 cost = processing = waited = b"null"
                 if sent:
                     series.processing(sent - began)
-                    processing = b"%.3f" % ((sent - began) * 1000)
+                    micro = int((sent - began) * 1e6)
+                    processing = b"%d.%b" % (micro // 1000, _THREE[micro % 1000])
                     if first:
-                        waited = b"%.3f" % ((first - sent) * 1000)
+                        micro = int((first - sent) * 1e6)
+                        waited = b"%d.%b" % (micro // 1000, _THREE[micro % 1000])
                     if source != "none":
                         series.input_tokens(given)
                         series.output_tokens(made)
@@ -184,8 +184,13 @@ class Recorder:
                             if streams and made > 1:
                                 series.time_per_output_token((now - first) / (made - 1))
                 if writes:
+                    micro = int((now - began) * 1e6)
+                    # By hand: a dict of 24 entries and its JSON are four times the cost.
                     lines.append(
-                        _LINE
+                        b'{"time":"%b","request_id":"%b",%b"input_tokens":%d,"output_tokens":%d,'
+                        b'"cached_input_tokens":%d,"reasoning_tokens":%d,"cost_usd":%b,'
+                        b'"duration_ms":%d.%b,"processing_ms":%b,"first_byte_ms":%b,'
+                        b'"bytes_in":%d,"bytes_out":%d%b}'
                         % (
                             stamp,
                             exchange.request_id,
@@ -195,7 +200,8 @@ class Recorder:
                             cached,
                             reasoning,
                             cost,
-                            (now - began) * 1000,
+                            micro // 1000,
+                            _THREE[micro % 1000],
                             processing,
                             waited,
                             bytes_in,

@@ -79,6 +79,9 @@ class Api:
 
     USAGE = _USAGE[0]
     USAGE_OBJECT = _USAGE[1]
+    BRIEF: bool = False
+    """Whether `usage` of a buffered answer is all that counts, where it stands beside `choices` or
+    the answer has no `type`."""
     MARK: bytes = b""
     """Stands in every usage that holds a count: bytes without it are not searched any further."""
 

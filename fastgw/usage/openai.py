@@ -275,6 +275,7 @@ class OpenAI(Api):
     }
     TAKES_STREAM_OPTIONS = frozenset({"chat", "text_completion"})  # responses rejects them
     ECHOES = frozenset({"responses"})
+    BRIEF = True
     MARK = b'_tokens"'
     SHOWS_OLD_USAGE = ("/responses/", "/chat/completions/", "/conversations/", "/batches/")
 

@@ -53,7 +53,6 @@ def read_json(
     named: str = "",
     streams: bool | None = None,
     whole: bool = False,
-    message: dict[str, Any] | None = None,
 ) -> RequestBody:
     """Read a JSON body.
 
@@ -61,11 +60,10 @@ def read_json(
     whether the request is allowed. `model` and `aliases` replace the model. `named`: the model that
     the path names; the body's is not looked at. `streams`: what the path says of it; where the
     format streams by itself True, and the body may say no. `whole`: the message that is returned
-    will be written anew; else it may lack parts of long strings (see skeleton). `message`: the
-    body, where somebody has read it. Raises BadBody.
+    will be written anew; else it may lack parts of long strings (see skeleton). Raises BadBody.
     """
-    left_out = False
-    if message is None and len(body) > HUGE and not (whole or strict or model or aliases):
+    left_out, message = False, None
+    if len(body) > HUGE and not (whole or strict or model or aliases):
         message = _without_long_strings(body)
         left_out = message is not None
     if message is None:
@@ -92,11 +90,7 @@ def read_json(
         if not (isinstance(options, dict) and options.get("include_usage") is True):
             injected = True
             if options is None and "stream_options" not in message and not rewrite:
-                at = body.index(b"{") + 1
-                if len(body) < HUGE:
-                    body = body[:at] + _ASK + body[at:]
-                else:
-                    body = b"".join((body[:at], _ASK, memoryview(body)[at:]))  # one copy, not two
+                body = asking_usage(body)
             else:
                 merged = dict(options) if isinstance(options, dict) else {}
                 merged["include_usage"] = True
@@ -110,6 +104,15 @@ def read_json(
         except TypeError:
             raise BadBody("the request body holds a value that JSON cannot carry") from None
     return body, message, name, stream, injected
+
+
+def asking_usage(body: bytes) -> bytes:
+    """The body of a stream, which has no `stream_options`, with one that asks for usage. The object
+    that it holds has a member."""
+    at = body.index(b"{") + 1
+    if len(body) < HUGE:
+        return body[:at] + _ASK + body[at:]
+    return b"".join((body[:at], _ASK, memoryview(body)[at:]))  # one copy, not two
 
 
 def _without_long_strings(body: bytes) -> dict[str, Any] | None:

@@ -1,0 +1,50 @@
+"""What most messages are asked for, read without the rest of them.
+
+A request is asked for its model, an answer for its usage. The readers here go over the whole
+message, and refuse what is no sound JSON, but make objects of the named members only: a third of
+the time of reading all of it. Whatever they do not take, and whatever is not as usual, is read in
+full by who asked. Of a repeated member the last one counts, as in all readers here.
+
+Beyond what orjson takes they pass invalid UTF-8 and numbers past the range of a float where these
+are not asked for; `payload.read_object` passes both, too.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+import msgspec
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+UNREADABLE: Final = (msgspec.DecodeError, ValueError, RecursionError)
+"""What a reader raises where it does not take the bytes; UnicodeDecodeError is a ValueError."""
+
+MISSING: Final = msgspec.UNSET
+
+
+class Asked(msgspec.Struct, gc=False):
+    """A request body: any value; None where a member is missing, MISSING for `stream_options`."""
+
+    model: Any = None
+    stream: Any = None
+    stream_options: Any = MISSING
+
+
+class Answered(msgspec.Struct, gc=False):
+    """A buffered answer in OpenAI's form: any value, None where a member is missing. `choices` are
+    not read: MISSING, or something."""
+
+    usage: Any = None
+    model: Any = None
+    error: Any = None
+    type: Any = None
+    choices: msgspec.Raw | msgspec.UnsetType = MISSING
+
+
+read_asked: Callable[[bytes], Asked] = msgspec.json.Decoder(Asked).decode
+"""Read a request body. Raises one of UNREADABLE."""
+
+read_answered: Callable[[bytes], Answered] = msgspec.json.Decoder(Answered).decode
+"""Read a buffered answer. Raises one of UNREADABLE."""

@@ -1,0 +1,126 @@
+"""The readers of a few members say what a reader of the whole message says, or nothing."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import orjson
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fastgw.usage.answer import read_answer
+from fastgw.usage.brief import MISSING, UNREADABLE, read_answered, read_asked
+from fastgw.usage.openai import OPENAI
+from fastgw.usage.payload import read_object
+
+_VALUES = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**40), 2**40)
+    | st.floats(allow_nan=False)
+    | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=8,
+)
+_NAMES = st.sampled_from(
+    ["model", "stream", "stream_options", "usage", "error", "choices", "type", "Model", "messages"]
+)
+_MEMBERS = st.lists(st.tuples(_NAMES | st.text(max_size=3), _VALUES), max_size=8)
+_JUNK = st.tuples(st.integers(0, 400), st.binary(min_size=1, max_size=2))
+
+
+def _spell(members: list[tuple[str, Any]]) -> bytes:
+    """An object with these members, repeated ones as well; some names escaped."""
+    parts = []
+    for at, (name, value) in enumerate(members):
+        quoted = orjson.dumps(name)
+        if at % 3 == 1 and name and name.isascii():
+            quoted = b'"\\u%04x' % ord(name[0]) + orjson.dumps(name[1:])[1:]
+        parts.append(quoted + b" :\n" + orjson.dumps(value))
+    return b" {" + b",".join(parts) + b"}\n"
+
+
+def _agree(body: bytes) -> None:
+    whole = read_object(body)
+    try:
+        asked, answered = read_asked(body), read_answered(body)
+    except UNREADABLE:
+        return
+    assert whole is not None
+    assert asked.model == whole.get("model")
+    assert asked.stream == whole.get("stream")
+    assert (asked.stream_options is MISSING) == ("stream_options" not in whole)
+    assert answered.usage == whole.get("usage")
+    assert answered.error == whole.get("error")
+    assert answered.type == whole.get("type")
+    assert (answered.choices is MISSING) == ("choices" not in whole)
+
+
+@given(_MEMBERS)
+def test_as_a_reader_of_the_whole(members: list[tuple[str, Any]]) -> None:
+    _agree(_spell(members))
+
+
+@given(_MEMBERS, _JUNK)
+def test_damaged_bytes_are_refused_or_read_alike(
+    members: list[tuple[str, Any]], junk: tuple[int, bytes]
+) -> None:
+    body = _spell(members)
+    at = junk[0] % len(body)
+    _agree(body[:at] + junk[1] + body[at + len(junk[1]) :])
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"[]",
+        b'"model"',
+        b'{"model":"a",}',
+        b'{"model":"a"} x',
+        b'{"model":"a"}\x00',
+        b'{"model":"a","x":"\x01"}',
+        b'{"model":"a","x":"\\q"}',
+        b'{"model":"a","x":"\\ud800"}',
+        b'{"model":"\xff"}',
+        b'{"model":"a","x":01}',
+        b'{"model":"a","x":NaN}',
+        b"{'model':'a'}",
+        b'\xef\xbb\xbf{"model":"a"}',
+        b'{"model":"a","x":' + b"[" * 100_000 + b"]" * 100_000 + b"}",
+    ],
+)
+def test_what_is_not_taken_is_left_to_others(body: bytes) -> None:
+    with pytest.raises(UNREADABLE):
+        read_asked(body)
+    with pytest.raises(UNREADABLE):
+        read_answered(body)
+
+
+_USAGE = b'"usage":{"prompt_tokens":3,"completion_tokens":4,"total_tokens":7}'
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"model":"m","choices":[],%b}' % _USAGE,
+        b'{"model":"m","type":"chat","choices":null,%b}' % _USAGE,
+        b'{"object":"list","data":[0.5,1e999],"model":"m",%b}' % _USAGE,
+        b'{"model":"m","type":"response.created","response":{"usage":{"input_tokens":1}},%b}'
+        % _USAGE,
+        b'{"model":"m","type":"transcript.text.done",%b}' % _USAGE,
+        b'{"model":"m","choices":[],"error":{"message":"no"},%b}' % _USAGE,
+        b'{"model":"m","choices":[],"usage":null,"x_groq":{%b}}' % _USAGE,
+        b'{"model":"m\\ud800","choices":[],%b}' % _USAGE,
+        b'{"model":null,"choices":[],%b}' % _USAGE,
+        b'{"model":"m","choices":[],"usage":{"prompt_tokens":-3}}',
+        b'{"model":"m","choices":[],"usage":[]}',
+    ],
+)
+def test_the_verdict_is_that_of_a_whole_reading(
+    body: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = read_answer(OPENAI, body, True, False, lambda: 11)
+    monkeypatch.setattr(OPENAI, "BRIEF", False)
+    assert found == read_answer(OPENAI, body, True, False, lambda: 11)

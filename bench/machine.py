@@ -6,6 +6,8 @@ import os
 import platform
 import re
 import subprocess
+import sys
+import sysconfig
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +37,19 @@ def describe() -> dict[str, Any]:
         "memory_gib": round(kib / 2**20),
         "kernel": platform.release(),
         "system": _first(r'^PRETTY_NAME="?([^"\n]*)', "/etc/os-release"),
-        "python": f"{platform.python_implementation()} {platform.python_version()}",
+        "python": f"{platform.python_implementation()} {platform.python_version()} ({build()})",
     }
+
+
+def build() -> str:
+    """Whose interpreter this is, and how it was built. One that was compiled with a profile of
+    itself, as those of distributions are, makes a request of a gateway in Python a fifth cheaper.
+    """
+    if sys.base_prefix == "/usr":
+        return "the distribution's"
+    if "--enable-optimizations" in str(sysconfig.get_config_var("CONFIG_ARGS")):
+        return "built with --enable-optimizations"
+    return "built without --enable-optimizations"
 
 
 def slug(machine: dict[str, Any]) -> str:

@@ -7,7 +7,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import orjson
 
@@ -36,6 +36,9 @@ if TYPE_CHECKING:
     from fastgw.upstream.connection import UpstreamConnection
     from fastgw.usage.meter import Meter, Metered
 
+_monotonic: Final = clock.monotonic
+_wall: Final = clock.wall
+
 
 class Asking:
     """See the module. `Exchange` is the only one; it says how an exchange ends."""
@@ -58,7 +61,7 @@ class Asking:
         self._length = length
         self.plan: Plan | None = None
         self.phase = "read_head"
-        self.began = clock.monotonic()
+        self.began = _monotonic()
         # what the body says
         self.model = ""
         self.streams = False
@@ -102,11 +105,11 @@ class Asking:
                     return
             if plan is None or plan.generation != engine.planner.generation:
                 self.phase = "authenticate"
-                plan = engine.planner.plan(request, clock.wall(), self._connection.address)
+                plan = engine.planner.plan(request, _wall(), self._connection.address)
                 request.plan = plan
-            elif not plan.key.timeless and not plan.key.valid_at(clock.wall()):
+            elif not plan.key.timeless and not plan.key.valid_at(_wall()):
                 plan = request.plan = None
-                plan = engine.planner.plan(request, clock.wall(), self._connection.address)
+                plan = engine.planner.plan(request, _wall(), self._connection.address)
             self.plan = plan
             self.request_id = plan.request_id or engine.new_id()
             if plan.informs:
@@ -125,7 +128,7 @@ class Asking:
         plan, engine = self.plan, self._engine
         assert plan is not None
         self.phase = "inform"
-        now = clock.wall()
+        now = _wall()
         accounts = engine.planner.known_accounts(plan, now)
         if engine.ledger.stale(accounts, now) and engine.settlement.up and not asked:
             engine.settlement.wait(self, accounts, now)
@@ -253,7 +256,7 @@ class Asking:
         assert plan is not None
         self.phase = "admit"
         if plan.metered:
-            now = clock.wall()
+            now = _wall()
             accounts = plan.accounts.get(self.model)
             if accounts is None:
                 accounts = self._engine.planner.accounts(plan, self.model, now)
@@ -296,7 +299,7 @@ class Asking:
         else:
             full = engine.ledger.refuses(self._accounts)
             if full is not None:
-                raise exceeded(full, clock.wall())
+                raise exceeded(full, _wall())
         self._acquire()
 
     def _reserve(self) -> None:
@@ -305,7 +308,7 @@ class Asking:
         assert reservation is not None
         if not engine.settlement.up:
             engine.may_go_on()
-        if reservation.decide(engine, self, self._accounts, clock.wall()):
+        if reservation.decide(engine, self, self._accounts, _wall()):
             self._promises = reservation.promises
             if reservation.clamped:
                 self._body = orjson.dumps(reservation.message)
@@ -364,7 +367,7 @@ class Asking:
                 self._framing(),
                 self._upload_bytes(whole),
             )
-        self.sent = clock.monotonic()
+        self.sent = _monotonic()
         connection.send(self, self.request.method, data, whole)
         self._connection.resume_body()
 
@@ -375,7 +378,7 @@ class Asking:
             self.request_id,
             len(self._body),
         )
-        self.sent = clock.monotonic()
+        self.sent = _monotonic()
         connection.send_apart(self, self.request.method, head, self._body)
         if self._prompt >= 0 and not self._injected:
             self._body = b""  # counted already, or of no more use

@@ -55,7 +55,7 @@ class Engine:
         self.kept = 0
         """Bytes of large bodies that stay until their answers are over."""
         self.drains = Drains()
-        self._ids = itertools.count(1)
+        self._ids = itertools.count(10_000_000)
         self._id_prefix = b"req_" + secrets.token_hex(6).encode()
 
     def use(self, config: Config, planner: Planner) -> None:
@@ -84,7 +84,7 @@ class Engine:
 
     def new_id(self) -> bytes:
         """A request id, unique over workers and boots."""
-        return b"%b%08x" % (self._id_prefix, next(self._ids))
+        return b"%b%d" % (self._id_prefix, next(self._ids))
 
     def may_go_on(self) -> None:
         """The store is away. Raises StoreClosed unless `on_failure` says to go on."""

@@ -15,7 +15,7 @@ though the process be killed in between.
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from fastgw import clock
 from fastgw.asking import Asking
@@ -35,6 +35,9 @@ if TYPE_CHECKING:
     from fastgw.usage.meter import Meter
 
 log = logging.getLogger(__name__)
+
+_monotonic: Final = clock.monotonic
+_wall: Final = clock.wall
 
 
 class Exchange(Asking):
@@ -57,7 +60,7 @@ class Exchange(Asking):
         if self._held:
             self._let_go()
         if body:
-            self.first_byte = clock.monotonic()
+            self.first_byte = _monotonic()
         rejected = self._injected and head.status in REJECTED and not head.encoding
         if rejected and ended and self._ask_again(body):
             return
@@ -65,7 +68,7 @@ class Exchange(Asking):
         request = self.request
         extra = b"%b%bx-request-id: %b\r\nrequest-id: %b\r\n" % (
             self._cors,
-            limit_fields(self._accounts, clock.wall()) if self._accounts else b"",
+            limit_fields(self._accounts, _wall()) if self._accounts else b"",
             self.request_id,
             self.request_id,
         )
@@ -128,7 +131,7 @@ class Exchange(Asking):
         relay, meter, watch = self._relay, self._meter, self._watch
         assert meter is not None
         if not self.first_byte:
-            self.first_byte = clock.monotonic()
+            self.first_byte = _monotonic()
         if watch is None:
             out = meter.feed(body) if body else b""
             if framed is not None and out is body and relay is not None and relay.passes:
@@ -286,7 +289,7 @@ class Exchange(Asking):
         if not self._promises:
             self._promises = [Promise(account) for account in accounts]
         exact = self._watch is not None
-        engine.ledger.charge(self._promises, usage, clock.wall(), final=exact)
+        engine.ledger.charge(self._promises, usage, _wall(), final=exact)
 
     def _priced(self, usage: Usage, answered: str = "") -> Usage:
         return self._engine.planner.priced(self.plan, self.model, usage, answered)
@@ -320,7 +323,7 @@ class Exchange(Asking):
         # The provider may report more than the client gets: what passed is charged.
         verdict = verdict._replace(usage=verdict.usage._replace(source="counted"))
         verdict = self._pay(verdict)
-        refusal = exceeded(watch.full, clock.wall())
+        refusal = exceeded(watch.full, _wall())
         shape = self.plan.api.shape if self.plan is not None else "openai"
         return verdict, watch.final(refusal, verdict.usage, self._wants_usage, shape)
 
@@ -406,10 +409,10 @@ class Exchange(Asking):
             usage = engine.planner.priced(self.plan, self.model, usage, verdict.model)
             verdict = verdict._replace(usage=usage)
         if self._promises:
-            engine.ledger.charge(self._promises, usage, clock.wall(), final=True)
+            engine.ledger.charge(self._promises, usage, _wall(), final=True)
             engine.ledger.release(self._promises)
         elif usage.source != "none":
-            engine.ledger.debit(accounts, usage, clock.wall())
+            engine.ledger.debit(accounts, usage, _wall())
         return verdict
 
     def _finish(self, reason: str, verdict: Metered) -> None:

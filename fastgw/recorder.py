@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+_monotonic: Final = clock.monotonic
+_wall: Final = clock.wall
+
 _RECORDS_OF_A_PLAN: Final = 64
 
 _TOLD = 1000
@@ -116,7 +119,7 @@ class Recorder:
             self.flush()
             ended = self._ended
         ended.append(
-            (exchange, connection.address, connection.bytes_in, reason, verdict, clock.monotonic())
+            (exchange, connection.address, connection.bytes_in, reason, verdict, _monotonic())
         )
 
     def flush(self) -> None:
@@ -124,7 +127,7 @@ class Recorder:
         ended, self._ended = self._ended, []
         if not ended:
             return
-        wall = clock.wall()
+        wall = _wall()
         stamp = self._time(wall)
         writes = self._access_log.enabled
         lines: list[bytes] = []
@@ -324,7 +327,7 @@ class Recorder:
             self._access_log.write(
                 quote(
                     {
-                        "time": clock.timestamp(clock.wall()),
+                        "time": clock.timestamp(_wall()),
                         "request_id": request_id.decode(),
                         "client": connection.address,
                         "status": refusal.status,

@@ -9,7 +9,7 @@ ended by the close of the connection for HTTP/1.0.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import orjson
 
@@ -43,7 +43,7 @@ _NO_STORE = b"x-accel-buffering: no\r\n"
 MAX_EDITED = 4 * 1024 * 1024
 
 EVENT_STREAM = b"text/event-stream"
-STREAMS: dict[bytes, Callable[[], Framer]] = {
+STREAMS: Final[dict[bytes, Callable[[], Framer]]] = {
     EVENT_STREAM: EventFramer,
     b"application/x-ndjson": LineFramer,
     b"application/ndjson": LineFramer,

@@ -6,11 +6,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import deque
 from typing import TYPE_CHECKING, Any, Final, cast
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
 log = logging.getLogger(__name__)
 
@@ -35,10 +34,11 @@ class Turn:
     write each (`busy` is False), nothing waits at all.
     """
 
-    __slots__ = ("_quiet", "after", "awake", "busy", "number", "writes")
+    __slots__ = ("_left", "_quiet", "after", "awake", "busy", "number", "writes")
 
     def __init__(self) -> None:
-        self.writes: deque[tuple[Callable[[bytes], None], bytes]] = deque()
+        self.writes: list[tuple[Callable[[bytes], None], bytes]] = []
+        self._left: Iterator[tuple[Callable[[bytes], None], bytes]] | None = None
         self.busy = False
         """Whether writes wait."""
         self.number = 0
@@ -74,13 +74,20 @@ class Turn:
         if writes:
             self.number += 1
         while writes:
-            write, data = writes.popleft()
-            try:
-                write(data)
-            except RuntimeError:
-                pass  # closed since, by an error: uvloop raises where asyncio drops
-            except Exception:
-                log.exception("a write failed")
+            # One iterator for all who flush meanwhile: it gives each write once, later ones too.
+            left = self._left
+            if left is None:
+                left = self._left = iter(writes)
+            for write, data in left:
+                try:
+                    write(data)
+                except RuntimeError:
+                    pass  # closed since, by an error: uvloop raises where asyncio drops
+                except Exception:
+                    log.exception("a write failed")
+            if self._left is left:
+                self._left = None
+                writes.clear()
 
 
 class Outlet:

@@ -7,6 +7,7 @@ import secrets
 from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import settings
 
 from fastgw.usage import vocabulary
 from tests.redis_server import PASSWORD, RedisCluster, RedisServer, SentinelPair, find_servers
@@ -14,6 +15,9 @@ from tests.redis_server import PASSWORD, RedisCluster, RedisServer, SentinelPair
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+
+settings.register_profile("untimed", deadline=None)
+settings.load_profile("untimed")  # no test asserts a time: this machine may do other work as well
 
 THEIRS = os.environ.get("FASTGW_TEST_REDIS_URL")
 

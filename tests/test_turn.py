@@ -164,12 +164,16 @@ def test_a_write_that_calls_back_keeps_the_order() -> None:
             said.append(("0", data))
             second.write(b"more")
             second.close()
+            first.write(b"late")
 
         turn.writes.append((full, b"x"))
         first.write(b"y")
         second.write(b"z")
         await asyncio.sleep(0)
-        assert said == [("0", b"x"), ("1", b"y"), ("2", b"z"), ("2", b"more"), ("2", "close")]
+        assert said == [
+            ("0", b"x"), ("1", b"y"), ("2", b"z"), ("2", b"more"), ("2", "close"), ("1", b"late"),
+        ]  # fmt: skip
+        assert not turn.writes
 
     run(back)
 

@@ -14,8 +14,10 @@ _SIZE_LINE = re.compile(rb"([0-9A-Fa-f]{1,15})(?:[ \t]*;([\t\x20-\x7e\x80-\xff]*
 _PLAIN_SIZE = re.compile(rb"([1-9A-Fa-f][0-9A-Fa-f]{0,7})\r\n")
 _SPELLED = re.compile(rb"[1-9A-Fa-f][0-9A-Fa-f]{0,7}")
 _TRAILER = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+:[\t\x20-\x7e\x80-\xff]*")
-_SIZE_LINES: Final[dict[int, bytes | None]] = {}
-"""How a chunk of so many bytes, framing included, begins: there is one way or none."""
+_KNOWN_SIZES: Final = 4096
+_SIZE_LINES: Final[list[bytes | None]] = [None] * _KNOWN_SIZES
+"""How a chunk of so many bytes, framing included, begins: there is one way or none, then b"". None
+where nobody has asked."""
 _SIZES: Final[dict[bytes, int]] = {}
 """Sizes of plain chunks as they came: what is not here was not met, or is spelled otherwise."""
 _MEMO_SIZES = 4096
@@ -59,8 +61,10 @@ class ChunkedDecoder:
         if self._state != _AT_SIZE or self._line:
             return b""
         size = len(data)
-        line = _SIZE_LINES[size] if size in _SIZE_LINES else _size_line(size)
-        if line is not None and data.startswith(line) and data.endswith(b"\r\n"):
+        line = _SIZE_LINES[size] if size < _KNOWN_SIZES else None
+        if line is None:
+            line = _size_line(size)
+        if line and data.startswith(line) and data.endswith(b"\r\n"):
             return data[len(line) : -2]
         return b""
 
@@ -186,17 +190,16 @@ def _learn(sizes: list[bytes]) -> None:
             _SIZES[spelled] = int(spelled, 16)
 
 
-def _size_line(size: int) -> bytes | None:
-    """The line that a chunk of `size` bytes with all its framing begins with, as we write it; None
+def _size_line(size: int) -> bytes:
+    """The line that a chunk of `size` bytes with all its framing begins with, as we write it; b""
     where none has that size."""
-    line = None
+    line = b""
     for digits in range(1, 9):
         payload = size - digits - 4
         if payload > 0 and len(b"%x" % payload) == digits:
             line = b"%x\r\n" % payload
-    if len(_SIZE_LINES) >= _MEMO_SIZES:
-        _SIZE_LINES.clear()
-    _SIZE_LINES[size] = line
+    if size < _KNOWN_SIZES:
+        _SIZE_LINES[size] = line
     return line
 
 

@@ -14,7 +14,7 @@ import asyncio
 import logging
 import ssl
 from collections import OrderedDict
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 from urllib.parse import urlsplit
 
 from fastgw import clock, tasks
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 MAX_WAITING = 10_000
+
+_monotonic: Final = clock.monotonic
 
 
 class Acquirer(Protocol):
@@ -80,7 +82,7 @@ class Pool:
         """
         idle = self._idle
         if idle and not fresh:
-            now = clock.monotonic()
+            now = _monotonic()
             while idle:
                 connection, _ = idle.popitem()
                 if now < connection.idle_until:
@@ -122,7 +124,7 @@ class Pool:
         timeout = self.settings.keepalive_timeout
         if keep_for:
             timeout = min(timeout, max(0.0, keep_for - 1.0))
-        connection.idle_until = clock.monotonic() + timeout
+        connection.idle_until = _monotonic() + timeout
         self._idle[connection] = None
 
     def _hand_over(self, ticket: Ticket, connection: UpstreamConnection) -> None:

@@ -15,7 +15,8 @@ bench/micro/meter.py has the cost of each step.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
+import secrets
+from typing import TYPE_CHECKING, Any, ClassVar, Final, NamedTuple, Protocol
 
 from fastgw.model import NO_USAGE, Usage
 from fastgw.skeleton import add_texts
@@ -50,6 +51,9 @@ EVENT_FRAME = 220
 LAST_EVENTS = 2048
 """Bytes at the end of a stream in which an error is looked for, or an event more."""
 
+_NEVER = secrets.token_bytes(16)
+"""The end of no read: nobody knows it."""
+
 _DONE = b"[DONE]\n\n"
 _NOTHING = (b"", b"data: [DONE]", b"data:[DONE]")
 """What may follow a report and adds nothing to it."""
@@ -65,7 +69,7 @@ class Metered(NamedTuple):
     reported: dict[str, Any] | None = None
 
 
-UNMETERED = Metered(NO_USAGE, "", False)
+UNMETERED: Final = Metered(NO_USAGE, "", False)
 
 
 class Meter(Protocol):
@@ -163,7 +167,7 @@ class StreamMeter:
         self._search = api.USAGE.search
         self._mark = api.MARK
         ends = self._framer.ENDS
-        self._end: bytes | tuple[()] = ends[0] if ends else ()
+        self._end = ends[0] if ends else _NEVER
         self._strip = strip
         self._usage: dict[str, Any] = {}
         self._blocks: list[bytes] = []

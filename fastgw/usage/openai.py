@@ -65,12 +65,11 @@ def usage_object(message: dict[str, Any]) -> dict[str, Any] | None:
 
 def normal_form(usage: dict[str, Any]) -> Usage | None:
     """Usage in the normal form, source `reported`; None if it holds no count at all."""
-    get = usage.get
-    given = get("prompt_tokens")
-    made = get("completion_tokens")
-    total = get("total_tokens")
-    inputs = get("prompt_tokens_details")
-    outputs = get("completion_tokens_details")
+    given = usage.get("prompt_tokens")
+    made = usage.get("completion_tokens")
+    total = usage.get("total_tokens")
+    inputs = usage.get("prompt_tokens_details")
+    outputs = usage.get("completion_tokens_details")
     if (
         type(given) is type(made) is type(total) is int
         and len(usage) == 5
@@ -95,6 +94,7 @@ def normal_form(usage: dict[str, Any]) -> Usage | None:
                 0,
             ),
         )
+    get = usage.get
     if given is None and made is None:
         given = get("input_tokens")
         made = get("output_tokens")

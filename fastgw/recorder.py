@@ -10,6 +10,7 @@ from fastgw.access_log import quote
 from fastgw.metrics import clean
 from fastgw.money import NANO
 from fastgw.turn import Turn
+from fastgw.usage.payload import read_object
 
 if TYPE_CHECKING:
     from fastgw.access_log import AccessLog
@@ -364,8 +365,17 @@ MAX_USAGE = 2048
 """Bytes of a provider's usage that the access log takes; a longer one is left out."""
 
 
-def _verbatim(reported: dict[str, Any]) -> bytes:
+def _verbatim(reported: dict[str, Any] | bytes) -> bytes:
     """The usage as the provider reported it, as a member of the line."""
+    if isinstance(reported, bytes):
+        if (
+            len(reported) <= MAX_USAGE
+            and reported.isascii()
+            and b"\n" not in reported
+            and b"\r" not in reported
+        ):
+            return b',"usage":%b' % reported
+        reported = read_object(reported) or {}
     try:
         member = b',"usage":%b' % quote(reported)
     except TypeError:  # a number or text that JSON cannot carry

@@ -49,3 +49,24 @@ def test_an_exchange_that_cannot_be_told_of_takes_no_other_with_it(
         await bench.close()
 
     asyncio.run(go())
+
+
+@pytest.mark.parametrize(
+    "reported",
+    [
+        b'{"a":1,"b":{"c":[2.50]}}',
+        b'{\n  "a": 1,\r\n  "b": "\\n"\n}',
+        b'{\r"a":1}',
+        '{"a":"\u2028\u00e9"}'.encode(),
+    ],
+)
+def test_usage_that_came_as_bytes_stays_on_one_line(reported: bytes) -> None:
+    member = _verbatim(reported)
+    assert len(member.splitlines()) == 1
+    assert orjson.loads(b'{"x":1%b}' % member) == {"x": 1, "usage": orjson.loads(reported)}
+
+
+@pytest.mark.parametrize("reported", [b'{"a":"%b"}' % (b"x" * MAX_USAGE), b'{"a":"\xff"}'])
+def test_bytes_that_no_line_can_carry_are_mended_or_left_out(reported: bytes) -> None:
+    member = _verbatim(reported)
+    assert member == b"" or orjson.loads(b'{"x":1%b}' % member)["usage"] == {"a": "\ufffd"}

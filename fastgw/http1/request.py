@@ -244,7 +244,7 @@ _SILENT = _Silent()
 class HeadMemo:
     """Recognises a head equal to the last one of its connection but for Content-Length's digits."""
 
-    __slots__ = ("_after", "_before", "head", "length")
+    __slots__ = ("_after", "_before", "_digits", "_end", "head", "length")
 
     def __init__(self) -> None:
         self.head: RequestHead | None = None
@@ -252,10 +252,13 @@ class HeadMemo:
         """Content-Length of the head that `match` has found; UNSIZED if it is not sound."""
         self._before = b""
         self._after = b""
+        self._end = 0  # of the digits, the last time
+        self._digits: bytes | None = None  # which `length` stands for
 
     def remember(self, raw: bytes, head: RequestHead) -> None:
         """Keep `head` for the next request if its bytes can be compared cheaply."""
         self.head = None
+        self._end, self._digits = 0, None
         if head.chunked or head.expects_continue:
             return
         if not head.has_length:
@@ -273,6 +276,7 @@ class HeadMemo:
     def recall(self, found: KnownHead) -> RequestHead:
         """Keep a head that another connection, or an earlier request of this one, has read."""
         self.head, self._before, self._after, self.length = found
+        self._end, self._digits = 0, None
         return found[0]
 
     def match(self, data: bytes) -> int:
@@ -288,11 +292,16 @@ class HeadMemo:
         if not after:
             self.length = 0
             return start
-        end = data.find(b"\r\n", start)
-        if end < 0 or not data.startswith(after, end):
-            return 0
+        end = self._end
+        if data[end : end + len(after)] != after:  # as many digits as the last time, mostly
+            end = data.find(b"\r\n", start)
+            if end < 0 or not data.startswith(after, end):
+                return 0
+            self._end = end
         digits = data[start:end]
-        self.length = int(digits) if digits.isdigit() and end - start <= 18 else UNSIZED
+        if digits != self._digits:
+            self._digits = digits
+            self.length = int(digits) if digits.isdigit() and end - start <= 18 else UNSIZED
         return end + len(after)
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from fastgw.model import NO_USAGE, Usage
 from fastgw.skeleton import Skeleton, add_texts
 from fastgw.sse import BOM, EventFramer
-from fastgw.usage.brief import MISSING, UNREADABLE, read_answered
+from fastgw.usage.brief import MISSING, UNREADABLE, read_answered, usual
 from fastgw.usage.estimate import BYTES_PER_TOKEN
 from fastgw.usage.framing import ArrayFramer, LineFramer
 from fastgw.usage.meter import UNMETERED, Metered, StreamMeter
@@ -144,16 +144,23 @@ def read_answer(
         except UNREADABLE:
             pass
         else:
-            reported = said.usage
+            raw, name = said.usage, said.model
             if (
-                type(reported) is dict
+                raw is not MISSING
                 and said.error is None
                 and (said.choices is not MISSING or said.type is None)
+                and type(name) is str
+                and name.isascii()
             ):
-                usage, name = api.normal_form(reported), said.model
-                if usage is not None and type(name) is str and name.isascii():
+                usage = usual(raw)
+                if usage is not None:
                     # half the time of Metered()
-                    return tuple.__new__(Metered, (usage, name, False, reported))
+                    return tuple.__new__(Metered, (usage, name, False, bytes(raw)))
+                reported = read_object(bytes(raw))
+                if reported is not None:
+                    usage = api.normal_form(reported)
+                    if usage is not None:
+                        return Metered(usage, name, False, reported)
     message = read_object(body)
     if message is None:
         return _read_other(api, body, counts, prompt)

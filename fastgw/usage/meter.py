@@ -61,12 +61,13 @@ _NOTHING = (b"", b"data: [DONE]", b"data:[DONE]")
 
 class Metered(NamedTuple):
     """What the meter found: the usage, the model that answered ("" unknown), an error event, and
-    the usage as the provider reported it: of several reports the last value of each member."""
+    the usage as the provider reported it, its bytes or what they say: of several reports the last
+    value of each member."""
 
     usage: Usage
     model: str
     error: bool
-    reported: dict[str, Any] | None = None
+    reported: dict[str, Any] | bytes | None = None
 
 
 UNMETERED: Final = Metered(NO_USAGE, "", False)

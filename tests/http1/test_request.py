@@ -171,6 +171,32 @@ class TestHeadMemo:
         end = memo.match(other)
         assert not end or memo.length == UNSIZED
 
+    def test_what_it_knows_of_the_last_length_does_not_mislead_it(self) -> None:
+        lengths = [b"12", b"98", b"98", b"", b"x2", b"98", b"1\r", b"12345", b"12345", b"+2345"]
+        lengths += [b"\r\nA: b", b"", b"12345", b"7", b"7", b"\xb2", b"7", b"0" * 19, b"0" * 18]
+        memo = self.remembered()
+        for digits in [*lengths, *reversed(lengths)]:
+            other = GOOD.replace(b"Length: 12", b"Length: " + digits)
+            for _ in range(2):
+                end = memo.match(other + b"body")
+                if digits.isdigit() and len(digits) <= 18:
+                    assert end == len(other)
+                    assert memo.length == int(digits)
+                else:
+                    assert not end or memo.length == UNSIZED
+
+    def test_another_head_in_between_leaves_nothing(self) -> None:
+        memo = self.remembered()
+        assert memo.match(GOOD)
+        assert memo.length == 12
+        longer = GOOD.replace(b"Host: ", b"X: 1234567\r\nHost: ")
+        memo.remember(longer, read_request_head(longer, 100)[0])
+        for digits in (b"345", b"12"):
+            other = longer.replace(b"Length: 12", b"Length: " + digits)
+            assert memo.match(other) == len(other)
+            assert memo.length == int(digits)
+        assert not memo.match(GOOD)
+
     def test_any_other_byte_is_another_head(self) -> None:
         memo = self.remembered()
         for at in range(len(GOOD)):

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fastgw.usage.answer import read_answer
-from fastgw.usage.brief import MISSING, UNREADABLE, read_answered, read_asked
-from fastgw.usage.openai import OPENAI
+from fastgw.usage.brief import MISSING, UNREADABLE, read_answered, read_asked, usual
+from fastgw.usage.openai import OPENAI, normal_form
 from fastgw.usage.payload import read_object
 
 _VALUES = st.recursive(
@@ -51,7 +51,10 @@ def _agree(body: bytes) -> None:
     assert asked.model == whole.get("model")
     assert asked.stream == whole.get("stream")
     assert (asked.stream_options is MISSING) == ("stream_options" not in whole)
-    assert answered.usage == whole.get("usage")
+    if answered.usage is MISSING:
+        assert "usage" not in whole
+    else:
+        assert read_object(b'{"it":%b}' % bytes(answered.usage)) == {"it": whole["usage"]}
     assert answered.error == whole.get("error")
     assert answered.type == whole.get("type")
     assert (answered.choices is MISSING) == ("choices" not in whole)
@@ -98,6 +101,47 @@ def test_what_is_not_taken_is_left_to_others(body: bytes) -> None:
         read_answered(body)
 
 
+_COUNTS: st.SearchStrategy[Any] = st.integers(0, 9) | st.sampled_from(
+    [None, -1, 2.0, 2.5, True, "3", 10**13, [], {}]
+)
+_DETAILS = st.none() | st.dictionaries(
+    st.sampled_from(["cached_tokens", "cache_write_tokens", "reasoning_tokens", "audio_tokens"]),
+    _COUNTS,
+)
+_USAGES = st.fixed_dictionaries(
+    {"prompt_tokens": _COUNTS, "completion_tokens": _COUNTS},
+    optional={
+        "total_tokens": _COUNTS,
+        "prompt_tokens_details": _DETAILS,
+        "completion_tokens_details": _DETAILS,
+        "cached_tokens": _COUNTS,
+        "queue_time": st.floats(0, 1),
+    },
+)
+
+
+@given(_USAGES, st.booleans())
+def test_usual_usage_means_what_it_means_elsewhere(usage: dict[str, Any], sums: bool) -> None:
+    given, made = usage["prompt_tokens"], usage["completion_tokens"]
+    if sums and isinstance(given, int) and isinstance(made, int):
+        usage["total_tokens"] = given + made
+    found = usual(orjson.dumps(usage))
+    assert found is None or found == normal_form(usage)
+
+
+def test_what_openai_writes_is_usual() -> None:
+    usage = {
+        "prompt_tokens": 19,
+        "completion_tokens": 10,
+        "total_tokens": 29,
+        "prompt_tokens_details": {"cached_tokens": 3, "audio_tokens": 0},
+        "completion_tokens_details": {"reasoning_tokens": 4, "accepted_prediction_tokens": 0},
+    }
+    assert usual(orjson.dumps(usage)) == (19, 10, 3, 0, 4, "reported", 0)
+    del usage["prompt_tokens_details"]
+    assert usual(orjson.dumps(usage)) == (19, 10, 0, 0, 4, "reported", 0)
+
+
 _USAGE = b'"usage":{"prompt_tokens":3,"completion_tokens":4,"total_tokens":7}'
 
 
@@ -123,4 +167,7 @@ def test_the_verdict_is_that_of_a_whole_reading(
 ) -> None:
     found = read_answer(OPENAI, body, True, False, lambda: 11)
     monkeypatch.setattr(OPENAI, "BRIEF", False)
+    reported = found.reported
+    if isinstance(reported, bytes):
+        found = found._replace(reported=read_object(reported))
     assert found == read_answer(OPENAI, body, True, False, lambda: 11)

@@ -361,6 +361,10 @@ def _printable(path: bytes) -> str:
     return path[:512].decode("ascii", "replace")
 
 
+_LF: Final = 10
+_CR: Final = 13
+"""Looked for as numbers: bytes in bytes raise and catch an error first, in CPython."""
+
 MAX_USAGE = 2048
 """Bytes of a provider's usage that the access log takes; a longer one is left out."""
 
@@ -371,8 +375,8 @@ def _verbatim(reported: dict[str, Any] | bytes) -> bytes:
         if (
             len(reported) <= MAX_USAGE
             and reported.isascii()
-            and b"\n" not in reported
-            and b"\r" not in reported
+            and _LF not in reported
+            and _CR not in reported
         ):
             return b',"usage":%b' % reported
         reported = read_object(reported) or {}

@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING
 from fastgw.model import NO_USAGE, Usage
 from fastgw.skeleton import Skeleton, add_texts
 from fastgw.sse import BOM, EventFramer
-from fastgw.usage.brief import MISSING, UNREADABLE, read_answered, usual
+from fastgw.usage.brief import MISSING, UNREADABLE, read_answered
 from fastgw.usage.estimate import BYTES_PER_TOKEN
 from fastgw.usage.framing import ArrayFramer, LineFramer
 from fastgw.usage.meter import UNMETERED, Metered, StreamMeter
+from fastgw.usage.openai import usual
 from fastgw.usage.payload import read_object
 from fastgw.usage.tokens import counter_for
 

@@ -11,11 +11,15 @@ reasoning out of completion_tokens (xAI, Gemini) the total tells.
 from __future__ import annotations
 
 import re
-from typing import Any, ClassVar, Final
+from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from fastgw.compiled import interpreted
 from fastgw.model import Usage
 from fastgw.usage.api import MAX_COUNT, Api, number, strings, text
+from fastgw.usage.brief import UNREADABLE, read_usual
+
+if TYPE_CHECKING:
+    from msgspec import Raw
 
 _PARTS = frozenset({"text", "thinking"})
 """Text in a content that is a list; Mistral's reasoning is one more list in it."""
@@ -143,6 +147,29 @@ def normal_form(usage: dict[str, Any]) -> Usage | None:
         number(reasoning) or 0 if reasoning else 0,
         "reported",
     )
+
+
+def usual(raw: bytes | Raw) -> Usage | None:
+    """The usage object `raw` in the normal form, as `normal_form` has it, where it is what OpenAI
+    and most who follow it write; None for any other."""
+    try:
+        said = read_usual(raw)
+    except UNREADABLE:
+        return None
+    given, made, total = said.prompt_tokens, said.completion_tokens, said.total_tokens
+    if not (given >= 0 <= made and total == given + made <= MAX_COUNT):
+        return None
+    cached = written = reasoning = None
+    if (inputs := said.prompt_tokens_details) is not None:
+        cached, written = inputs.cached_tokens, inputs.cache_write_tokens
+    if (outputs := said.completion_tokens_details) is not None:
+        reasoning = outputs.reasoning_tokens
+    if not (cached or written or reasoning):
+        return _tuple(Usage, (given, made, 0, 0, 0, "reported", 0))
+    cached, written, reasoning = cached or 0, written or 0, reasoning or 0
+    if not (0 <= cached <= MAX_COUNT and 0 <= written <= MAX_COUNT and 0 <= reasoning <= MAX_COUNT):
+        return None
+    return _tuple(Usage, (given, made, cached, written, reasoning, "reported", 0))
 
 
 def is_usage_only(event: dict[str, Any]) -> bool:

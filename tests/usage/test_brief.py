@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fastgw.usage.answer import read_answer
-from fastgw.usage.brief import MISSING, UNREADABLE, read_answered, read_asked, usual
-from fastgw.usage.openai import OPENAI, normal_form
+from fastgw.usage.brief import MISSING, UNREADABLE, read_answered, read_asked
+from fastgw.usage.openai import OPENAI, normal_form, usual
 from fastgw.usage.payload import read_object
 
 _VALUES = st.recursive(

@@ -27,10 +27,10 @@ _ALT = {"w1.svg": "JSON", "w2.svg": "fast streams", "w3.svg": "slow streams", "w
 
 def newest() -> Path:
     """The committed results file of the latest date. Raises FileNotFoundError."""
-    found = sorted(path for path in RESULTS.glob("*.json") if not path.name.startswith("local-"))
+    found = [path for path in RESULTS.glob("*.json") if not path.name.startswith("local-")]
     if not found:
         raise FileNotFoundError("no results in bench/results: make bench ARGS=--reference")
-    return found[-1]
+    return max(found, key=lambda path: str(read(path)["date"]))
 
 
 def read(path: Path) -> dict[str, Any]:

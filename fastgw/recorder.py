@@ -9,6 +9,7 @@ from fastgw import clock
 from fastgw.access_log import quote
 from fastgw.metrics import clean
 from fastgw.money import NANO
+from fastgw.sse import CR, LF
 from fastgw.turn import Turn
 from fastgw.usage.payload import read_object
 
@@ -361,10 +362,6 @@ def _printable(path: bytes) -> str:
     return path[:512].decode("ascii", "replace")
 
 
-_LF: Final = 10
-_CR: Final = 13
-"""Looked for as numbers: bytes in bytes raise and catch an error first, in CPython."""
-
 MAX_USAGE = 2048
 """Bytes of a provider's usage that the access log takes; a longer one is left out."""
 
@@ -375,8 +372,8 @@ def _verbatim(reported: dict[str, Any] | bytes) -> bytes:
         if (
             len(reported) <= MAX_USAGE
             and reported.isascii()
-            and _LF not in reported
-            and _CR not in reported
+            and LF not in reported
+            and CR not in reported
         ):
             return b',"usage":%b' % reported
         reported = read_object(reported) or {}

@@ -13,12 +13,17 @@ The framer does not know what an event means.
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Final
 
 from fastgw.skeleton import LARGE, Unfinished
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+LF: Final = 10
+CR: Final = 13
+"""Looked for as numbers: `b"\\r" in data` raises and catches an error within CPython, ten times the
+cost of `13 in data`; `find` costs a third of `in` where more bytes than one are looked for."""
 
 BOM = b"\xef\xbb\xbf"
 _END = re.compile(rb"(?:\r\n|\n|\r(?!\n))(?:\r\n|\n|\r(?!\n))")
@@ -46,7 +51,7 @@ class EventFramer(Unfinished):
             return data
         if not data:
             return b""
-        if b"\n" not in data and b"\r" not in data:  # a tenth of the time of a search for the end
+        if LF not in data and CR not in data:  # a tenth of the time of a search for the end
             self._keep(data)
             self._last = (self._last + data[-3:])[-3:]
             return b""
@@ -67,10 +72,10 @@ class EventFramer(Unfinished):
 
     def event_end(self, data: bytes) -> int:
         """Where in `data` the event that is held ends; 0 if it does not."""
-        if b"\n" not in data and b"\r" not in data:
+        if LF not in data and CR not in data:
             return 0
         seam = self._last + data
-        if b"\r" in seam:
+        if CR in seam:
             match = _END.search(seam)
             end = match.end() if match is not None else 0
         else:
@@ -86,11 +91,11 @@ class EventFramer(Unfinished):
     ) -> list[tuple[int, int]]:
         """Where the events of a block stand that have the mark and match: start and end of each."""
         found = []
-        if b"\r" in block:
+        if CR in block:
             end = 0
             for event in split_events(block):
                 start, end = end, end + len(event)
-                if mark in event and pattern.search(event) is not None:
+                if event.find(mark) >= 0 and pattern.search(event) is not None:
                     found.append((start, end))
             return found
         if not mark:
@@ -129,7 +134,7 @@ def last_end(data: bytes) -> int:
     end = data.rfind(b"\n\n") + 2
     if end == 1:
         end = 0
-    if b"\r" in data:
+    if CR in data:
         for pair in (b"\n\r", b"\r\r"):
             at = data.rfind(pair)
             if at >= 0:
@@ -157,7 +162,7 @@ def payloads(block: bytes) -> Iterator[bytes]:
 
     Also takes an unfinished last event.
     """
-    if b"\r" in block:
+    if CR in block:
         block = block.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
     if block.startswith(b"data: ") and block.endswith(b"\n\n"):
         # Events of one line, as nearly all are: 0.2 us each instead of 0.6; `rsplit` takes half the
@@ -167,7 +172,7 @@ def payloads(block: bytes) -> Iterator[bytes]:
             yield from lines
             return
     for event in block.removeprefix(BOM).split(b"\n\n"):
-        if event.startswith(b"data: ") and b"\n" not in event:
+        if event.startswith(b"data: ") and LF not in event:
             yield event[6:]
             continue
         lines = []

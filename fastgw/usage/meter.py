@@ -436,7 +436,7 @@ class StreamMeter:
             before = last.rfind(b"\n\n", 0, len(last) - LAST_EVENTS)
             if before >= 0:
                 last = last[before + 2 :]
-        if b"error" not in last and b"failed" not in last and b"xception" not in last:
+        if last.find(b"error") < 0 and last.find(b"failed") < 0 and last.find(b"xception") < 0:
             return False
         messages = map(read_object, self._framer.payloads(last))
         return any(self._api.failed(message) for message in messages if message is not None)

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import secrets
 from itertools import pairwise
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import orjson
 
@@ -35,6 +35,10 @@ TRIES = 8
 
 PATIENCE = 3
 """Blocks of a stream that show no shape, until none is looked for any more."""
+
+_QUOTE: Final = 34
+_BACKSLASH: Final = 92
+"""Numbers of bytes: see sse.LF."""
 
 _WORD = secrets.token_hex(8)
 
@@ -85,7 +89,7 @@ class Reader:
         """Event by event."""
         api, framer = self._api, self._framer
         found: list[str] = []
-        calls = b"call" in block or b"tool_use" in block
+        calls = block.find(b"call") >= 0 or block.find(b"tool_use") >= 0
         message = None
         for message in read_objects(framer.payloads(block)):
             found += api.texts(message)
@@ -102,7 +106,7 @@ class Reader:
     def _learn(self, block: bytes) -> Shape | None:
         """The shape of the first two events that differ in a text; None if that is another."""
         start = block[:MANY]
-        end = b"\r\n\r\n" if b"\r\n\r\n" in start else b"\n\n"
+        end = b"\r\n\r\n" if start.find(b"\r\n\r\n") >= 0 else b"\n\n"
         events = [event + end for event in start.split(end)[:-1]]
         for first, second in pairwise(events[:5]):
             shape = _common(first, second)
@@ -128,7 +132,7 @@ class Reader:
         if whole:
             parts[0] = parts[0][len(head) :]
             parts[-1] = parts[-1][: -len(tail)]
-            if not middle and b'"' not in (texts := b"".join(parts)):
+            if not middle and _QUOTE not in (texts := b"".join(parts)):
                 return self._decoded([texts])
         found: list[str] = []
         run: list[bytes] = []
@@ -137,8 +141,8 @@ class Reader:
             text, second, pad = part.partition(middle) if middle else (part, b"", b"")
             if (
                 (whole or 0 < number < last)
-                and (b'"' not in text or string_end(text, 0) == len(text))
-                and (not middle or (second and b'"' not in pad and b"\\" not in pad))
+                and (_QUOTE not in text or string_end(text, 0) == len(text))
+                and (not middle or (second and _QUOTE not in pad and _BACKSLASH not in pad))
             ):
                 run.append(text)
                 continue
@@ -154,7 +158,7 @@ class Reader:
         if not raw:
             return []
         try:
-            return [orjson.loads(b'"%b"' % raw) if b"\\" in raw else raw.decode()]
+            return [orjson.loads(b'"%b"' % raw) if _BACKSLASH in raw else raw.decode()]
         except ValueError:  # a lone surrogate, or no UTF-8: as lenient as for an event
             return [text for each in read_objects([b'{"":"%b"}' % raw]) for text in each.values()]
 

@@ -43,8 +43,7 @@ def describe() -> dict[str, Any]:
 
 def build() -> str:
     """Whose interpreter this is, and how it was built. One that was compiled with a profile of
-    itself, as those of distributions are, makes a request of a gateway in Python a fifth cheaper.
-    """
+    itself, as those of distributions are, needs less for a request of a gateway in Python."""
     if sys.base_prefix == "/usr":
         return "the distribution's"
     if "--enable-optimizations" in str(sysconfig.get_config_var("CONFIG_ARGS")):

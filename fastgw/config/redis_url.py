@@ -61,15 +61,14 @@ def parse_redis_url(text: str) -> RedisUrl:
         "cluster": f'"{scheme}://host:6379,host:6379"',
     }[topology]
     malformed = ValueError(f"not a Redis address; write {example}")
-    try:
-        parts = urlsplit(text)
-    except ValueError:
-        raise malformed from None
-    if not text.startswith(f"{scheme}://"):
+    if not text.startswith(f"{scheme}://") or not text.isprintable():
         raise malformed
     if "#" in text:
         raise ValueError(f"holds #; in a password write %23 for it, as for / and ?; {example}")
-    login, _, places = parts.netloc.rpartition("@")
+    # Not by urlsplit: since CVE-2024-11168 it refuses [::1] behind another host.
+    place, _, query = text[len(scheme) + 3 :].partition("?")
+    netloc, slash, path = place.partition("/")
+    login, _, places = netloc.rpartition("@")
     username, _, password = login.partition(":")
     port = 26379 if topology == "sentinel" else 6379
     hosts = tuple(_host(place, port, malformed) for place in places.split(","))
@@ -78,8 +77,8 @@ def parse_redis_url(text: str) -> RedisUrl:
             "several hosts are a cluster or Sentinels; write "
             f"{scheme}+cluster:// or {scheme}+sentinel://"
         )
-    service, db = _path(parts.path, topology, malformed)
-    options = _options(parts.query, topology, tls=bool(found[1]))
+    service, db = _path(slash + path, topology, malformed)
+    options = _options(query, topology, tls=bool(found[1]))
     return RedisUrl(
         topology=topology,
         tls=bool(found[1]),

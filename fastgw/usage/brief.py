@@ -43,21 +43,30 @@ class Answered(msgspec.Struct, gc=False):
     choices: msgspec.Raw | msgspec.UnsetType = MISSING
 
 
-class Inputs(msgspec.Struct, gc=False):
-    """Of `prompt_tokens_details`, what counts; the rest is passed over."""
+class Inputs(msgspec.Struct, gc=False, forbid_unknown_fields=True):
+    """All that is usual in `prompt_tokens_details`, tokens."""
 
     cached_tokens: int | None = None
     cache_write_tokens: int | None = None
+    audio_tokens: int | None = None
+    text_tokens: int | None = None
+    image_tokens: int | None = None
 
 
-class Outputs(msgspec.Struct, gc=False):
-    """Of `completion_tokens_details`, what counts; the rest is passed over."""
+class Outputs(msgspec.Struct, gc=False, forbid_unknown_fields=True):
+    """All that is usual in `completion_tokens_details`, tokens."""
 
     reasoning_tokens: int | None = None
+    audio_tokens: int | None = None
+    accepted_prediction_tokens: int | None = None
+    rejected_prediction_tokens: int | None = None
+    text_tokens: int | None = None
+    image_tokens: int | None = None
 
 
 class UsualUsage(msgspec.Struct, gc=False, forbid_unknown_fields=True):
-    """A usage object as OpenAI and most who follow it write it, tokens."""
+    """A usage object as OpenAI and most who follow it write it, tokens: whole numbers under
+    known names and nothing else, so that the access log can take its bytes as they came."""
 
     prompt_tokens: int
     completion_tokens: int

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fastgw.recorder import _verbatim
 from fastgw.usage.answer import read_answer
 from fastgw.usage.brief import MISSING, UNREADABLE, read_answered, read_asked
 from fastgw.usage.openai import OPENAI, normal_form, usual
@@ -140,6 +141,19 @@ def test_what_openai_writes_is_usual() -> None:
     assert usual(orjson.dumps(usage)) == (19, 10, 3, 0, 4, "reported", 0)
     del usage["prompt_tokens_details"]
     assert usual(orjson.dumps(usage)) == (19, 10, 0, 0, 4, "reported", 0)
+
+
+@pytest.mark.parametrize("odd", [b"1e999", b"-1E+999", b'"\xff"', b'"\\ud83d and more"', b"{}"])
+@pytest.mark.parametrize("name", [b"odd", b"audio_tokens"])
+def test_bytes_that_no_log_could_carry_are_not_usual(name: bytes, odd: bytes) -> None:
+    details = b'"prompt_tokens_details":{"%b":%b}' % (name, odd)
+    usage = b'{"prompt_tokens":3,"completion_tokens":4,"total_tokens":7,%b}' % details
+    assert usual(usage) is None
+    body = b'{"model":"m","choices":[],"usage":%b}' % usage
+    found = read_answer(OPENAI, body, True, False, lambda: 11)
+    assert found.usage == (3, 4, 0, 0, 0, "reported", 0)
+    assert not isinstance(found.reported, bytes)
+    orjson.loads(b'{"x":1%b}' % _verbatim(found.reported or {}))
 
 
 _USAGE = b'"usage":{"prompt_tokens":3,"completion_tokens":4,"total_tokens":7}'

@@ -43,6 +43,8 @@ class Seen:
     """5xx; the last part is status and code."""
     broken: list[tuple[float, str, str, str]] = field(default_factory=list)
     """An answer that ended before its end, or a connection before its answer."""
+    unanswered: list[tuple[str, str]] = field(default_factory=list)
+    """Key and id of each request whose client left, or whose answer broke off."""
     unreachable: list[float] = field(default_factory=list)
     """The port did not take a connection."""
     wrong: list[str] = field(default_factory=list)
@@ -103,6 +105,7 @@ class Crowd:
             async with asyncio.timeout(GUARD):
                 if leaves:
                     self.seen.outcomes["left"] += 1
+                    self.seen.unanswered.append((name, number))
                     await self._leave(reader, writer, data)
                     return False
                 writer.write(data)
@@ -113,6 +116,7 @@ class Crowd:
         except (OSError, EOFError, ValueError) as error:
             if not leaves:
                 self.seen.outcomes["broken"] += 1
+                self.seen.unanswered.append((name, number))
                 self.seen.broken.append((time.time(), name, number, repr(error)[:100]))
             return False
         self.seen.outcomes[str(status)] += 1

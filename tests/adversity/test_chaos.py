@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, cast
 
@@ -9,7 +10,7 @@ import orjson
 import pytest
 
 from fastgw import clock
-from fastgw.audit.findings import UNLOGGED
+from fastgw.audit.findings import DIFFERS, UNLOGGED
 from tests.adversity import chaos
 from tests.adversity.chaos_clients import Seen
 from tests.adversity.conftest import ask, spoken
@@ -93,6 +94,17 @@ def test_who_has_an_answer_whole_must_have_been_charged() -> None:
 
     assert short(119) == {}
     assert short(118) == {"big0": 1}
+
+
+def test_a_request_in_no_log_may_have_been_counted() -> None:
+    row = {"budget": "calls", "account": "big0", "difference": 2}
+    books: dict[str, Any] = {"equal": False, "counts": {UNLOGGED: 3}, "accounts": [row]}
+    assert chaos.agree(books, Counter({"big0": 2}))
+    assert not chaos.agree(books, Counter({"big0": 1, "big1": 9}))
+    assert not chaos.agree(books | {"accounts": [row | {"difference": -1}]}, Counter({"big0": 2}))
+    assert not chaos.agree(books | {"accounts": [row | {"budget": "big"}]}, Counter({"big0": 2}))
+    assert not chaos.agree(books | {"counts": {DIFFERS: 1}}, Counter({"big0": 2}))
+    assert not chaos.agree({"equal": False, "error": "no store"}, Counter({"big0": 2}))
 
 
 def test_a_request_that_reached_the_provider_must_have_been_counted() -> None:

@@ -15,7 +15,7 @@ from fastgw.policy.window import USAGE_KEYS
 from fastgw.store.base import UNUSABLE
 from fastgw.store.redis import RedisStore
 from tests.processes import ROOT
-from tests.redis_server import PASSWORD, RedisServer
+from tests.redis_server import PASSWORD, RedisServer, caught_up
 from tests.store.lines import LATER, settle, used
 
 if TYPE_CHECKING:
@@ -177,6 +177,7 @@ def test_a_master_that_is_demoted_takes_no_more_debits(
     async def main() -> None:
         store = RedisStore(redis_server.url, "t", 2.0)
         assert await settle(store, 1, ("a", 1)) == [1]
+        caught_up(redis_server, replica)  # or the debit is lost with the master's data
         replica.ask("REPLICAOF", "NO", "ONE")
         redis_server.replicate(replica)
         with pytest.raises(StoreUnavailable, match="READONLY"):

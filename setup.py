@@ -12,8 +12,8 @@ from pathlib import Path
 
 MODULES = (
     # the way of an exchange
-    "asking", "cutoff", "drains", "engine", "exchange", "flow_control", "inspection", "metrics",
-    "plan", "recorder", "relay", "reservation", "skeleton", "sse", "turn",
+    "asking", "callbacks", "cutoff", "drains", "engine", "exchange", "flow_control", "inspection",
+    "metrics", "plan", "recorder", "relay", "reservation", "skeleton", "sse", "turn",
     "downstream/connection",
     "upstream/connection", "upstream/pool",
     "policy/account", "policy/cors", "policy/ledger", "policy/limit_headers", "policy/tallies",

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final
 import orjson
 
 from fastgw import clock
+from fastgw.callbacks import Callbacks
 from fastgw.errors import Overloaded, Refusal
 from fastgw.http1.body import LAST_CHUNK, chunk
 from fastgw.http1.request import UNSIZED
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
     from fastgw.downstream.connection import DownstreamConnection
     from fastgw.engine import Engine
     from fastgw.http1.request import RequestHead
-    from fastgw.http1.response import ResponseHead
     from fastgw.plan import Plan
     from fastgw.policy.account import Account, Promise
     from fastgw.relay import Relay
@@ -40,7 +40,7 @@ _monotonic: Final = clock.monotonic
 _wall: Final = clock.wall
 
 
-class Asking:
+class Asking(Callbacks):
     """See the module. `Exchange` is the only one; it says how an exchange ends."""
 
     __slots__ = (
@@ -410,26 +410,6 @@ class Asking:
         return framed + LAST_CHUNK if last else framed
 
     # what the other half says
-
-    def on_response(self, head: ResponseHead, body: bytes, ended: bool) -> None:
-        """The provider's head is here, with the part of the body that came with it."""
-        raise NotImplementedError
-
-    def on_response_body(self, body: bytes, framed: bytes | None, ended: bool) -> None:
-        """More of the answer."""
-        raise NotImplementedError
-
-    def on_upstream_failure(self, reason: str) -> None:
-        """No (more) answer from the provider."""
-        raise NotImplementedError
-
-    def on_upstream_full(self) -> None:
-        """The provider does not take the upload."""
-        raise NotImplementedError
-
-    def on_upstream_ready(self) -> None:
-        """The provider takes bytes again."""
-        raise NotImplementedError
 
     def _end(self, reason: str, complete: bool) -> None:
         raise NotImplementedError

@@ -7,6 +7,7 @@ import re
 import secrets
 from typing import TYPE_CHECKING
 
+from fastgw.downstream.connection import Handler
 from fastgw.drains import Drains
 from fastgw.errors import StoreClosed, render
 from fastgw.exchange import Exchange
@@ -34,7 +35,7 @@ KEPT = 8
 _OBJECT = re.compile(rb"(?:\xef\xbb\xbf)?[ \t\r\n]*\{")
 
 
-class Engine:
+class Engine(Handler):
     """See the module. `planner` is replaced as a whole when the configuration changes."""
 
     def __init__(

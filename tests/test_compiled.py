@@ -78,7 +78,7 @@ def test_who_may_be_weakly_referenced() -> None:
         for path in (ROOT / "fastgw").rglob("*.py")
         if re.search(r"^(?:from|import) weakref", path.read_text(), re.MULTILINE)
     }
-    assert users == {"policy/account.py", "policy/ledger.py"}, "of accounts and counts alone"
+    assert users == {"policy/kept.py", "policy/ledger.py"}, "of accounts and counts alone"
 
 
 @pytest.mark.slow

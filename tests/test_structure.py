@@ -32,6 +32,7 @@ FLOORS: dict[str, int] = {
     "downstream": 4,
     "upstream": 4,
     "store": 4,
+    "callbacks": 4,
     "flow_control": 4,
     "turn": 4,
     "journal": 4,

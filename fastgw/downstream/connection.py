@@ -24,8 +24,9 @@ import asyncio
 import itertools
 import socket
 import struct
-from typing import TYPE_CHECKING, Protocol, cast
+from typing import TYPE_CHECKING, cast
 
+from fastgw.compiled import mypyc_attr
 from fastgw.errors import (
     BadRequest,
     BodyTooLarge,
@@ -46,6 +47,7 @@ from fastgw.http1.serialize import CONTINUE
 from fastgw.turn import Outlet
 
 if TYPE_CHECKING:
+    from fastgw.callbacks import Callbacks
     from fastgw.config.tables import Server
     from fastgw.flow_control import Sweeper
 
@@ -58,36 +60,19 @@ _LOOKED_AT = 64
 """Connections that are looked at for an idle one when there is no room for another."""
 
 
-class Exchange(Protocol):
-    """What the connection asks of an exchange."""
-
-    def on_body(self, data: bytes, last: bool) -> None:
-        """The next bytes of the request body."""
-
-    def on_broken_body(self, refusal: Refusal) -> None:
-        """The rest of the body will not come: answer with `refusal` if nothing was answered."""
-
-    def on_disconnect(self, reason: str = "client_disconnected") -> None:
-        """The client is gone."""
-
-    def overdue(self, now: float) -> None:
-        """Asked once a second, in monotonic seconds: end if this takes too long altogether."""
-
-    def on_client_full(self) -> None:
-        """The client does not take what was written: stop writing."""
-
-    def on_client_ready(self) -> None:
-        """The client takes bytes again."""
-
-
-class Handler(Protocol):
+@mypyc_attr(allow_interpreted_subclasses=True)  # by tests
+class Handler:
     """What the connection is handed: where requests go."""
 
-    def begin(self, connection: DownstreamConnection, head: RequestHead, length: int) -> Exchange:
+    __slots__ = ()
+
+    def begin(self, connection: DownstreamConnection, head: RequestHead, length: int) -> Callbacks:
         """A request head is here; its body (`length` bytes or UNSIZED) follows by `on_body`."""
+        raise NotImplementedError
 
     def refuse(self, connection: DownstreamConnection, refusal: Refusal) -> None:
         """Bytes that are no request: write the answer and record it."""
+        raise NotImplementedError
 
 
 _TAKING = frozenset({"answering", "idle", "lingering", "closed"})
@@ -190,7 +175,7 @@ class DownstreamConnection(asyncio.Protocol):
         self.expires = 0.0
         self.address = ""
         # for one request
-        self._exchange: Exchange | None = None
+        self._exchange: Callbacks | None = None
         self._left = 0  # body bytes to come; UNSIZED while chunked
         self._body = 0  # body bytes so far
         self._mark = 0  # body bytes, or bytes that wait, when the present time began
@@ -332,7 +317,7 @@ class DownstreamConnection(asyncio.Protocol):
             self.write(CONTINUE)
 
     @property
-    def exchange(self) -> Exchange | None:
+    def exchange(self) -> Callbacks | None:
         """The exchange under way."""
         return self._exchange
 

@@ -7,13 +7,14 @@ only one that changes them.
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
-from weakref import WeakValueDictionary
 
 from fastgw import money
-from fastgw.compiled import interpreted
+from fastgw.compiled import mypyc_attr
 from fastgw.policy.window import GRACE, AccountName, Window, account_key
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from fastgw.model import Usage
 
 NEVER = float("-inf")
@@ -106,7 +107,7 @@ class Limit:
         return money.amount(number, self.unit)
 
 
-@interpreted
+@mypyc_attr(allow_interpreted_subclasses=True)  # policy/kept
 class Count:
     """An account in one window, as this worker knows it.
 
@@ -116,7 +117,6 @@ class Count:
     """
 
     __slots__ = (
-        "__weakref__",
         "active",
         "answered",
         "asked",
@@ -185,24 +185,25 @@ class Count:
         )
 
 
-@interpreted
+@mypyc_attr(allow_interpreted_subclasses=True)  # policy/kept
 class Account:
     """One limit for one value of its `per`. `count` is the count of the current window."""
 
-    __slots__ = ("__weakref__", "_counts", "count", "end", "limit", "start", "values", "warned_at")
+    __slots__ = ("_count_of", "count", "end", "limit", "start", "values", "warned_at")
 
     def __init__(
         self,
         limit: Limit,
         values: tuple[str, ...],
         now: float,
-        counts: WeakValueDictionary[str, Count] | None = None,
+        count_of: Callable[[str, int], Count] = Count,
     ) -> None:
-        """`counts`: those that live, by key. An account that was forgotten and is made again finds
-        the count that still waits for the store: one key never has two."""
+        """`count_of`: finds the count of a key, or makes it, with its expiry. An account that was
+        forgotten and is made again finds the count that still waits for the store: one key never
+        has two."""
         self.limit = limit
         self.values = values
-        self._counts = WeakValueDictionary() if counts is None else counts
+        self._count_of = count_of
         self.warned_at = 0
         self.roll(now)
 
@@ -211,11 +212,8 @@ class Account:
         limit = self.limit
         self.start, self.end = limit.window.bounds(now)
         name = AccountName(limit.name, limit.unit, limit.window.name, self.start, self.values)
-        key = account_key(name)
-        count = self._counts.get(key)
-        if count is None:
-            expires_at = self.end + GRACE if limit.unit != "parallel" else 0  # lives by its holds
-            count = self._counts[key] = Count(key, expires_at)
+        expires_at = self.end + GRACE if limit.unit != "parallel" else 0  # lives by its holds
+        count = self._count_of(account_key(name), expires_at)
         count.limit = limit if limit.reserves else None
         self.count = count
 

@@ -29,6 +29,7 @@ from weakref import WeakValueDictionary
 
 from fastgw.model import Batch, Claim, Debit
 from fastgw.policy.account import NEVER, Account, Count, Limit, Promise
+from fastgw.policy.kept import Counts, KeptAccount
 from fastgw.policy.window import FAR, GRACE
 
 if TYPE_CHECKING:
@@ -109,7 +110,7 @@ class Ledger:
         self._accounts: WeakValueDictionary[tuple[str, tuple[str, ...]], Account] = (
             WeakValueDictionary()
         )
-        self._counts: WeakValueDictionary[str, Count] = WeakValueDictionary()
+        self._counts = Counts()
         self._kept: dict[Account, None] = {}
         self._queue: list[Count] = []
         self._holding: dict[Count, None] = {}
@@ -133,7 +134,7 @@ class Ledger:
         sent: dict[int, list[Count]] = {}
         for entry in owed:
             lives = entry.expires_at if entry.expires_at < FAR else 0
-            count = self._counts[entry.key] = Count(entry.key, lives)
+            count = self._counts.of(entry.key, lives)
             count.slot = entry.slot
             self._placed.add(count)
             count.settled = entry.settled
@@ -159,7 +160,7 @@ class Ledger:
         name = (limit.name, values)
         account = self._accounts.get(name)
         if account is None or account.limit is not limit:
-            account = Account(limit, values, now, self._counts)
+            account = KeptAccount(limit, values, now, self._counts.of)
             self._accounts[name] = account
             self._keep(account)
         return account
@@ -212,9 +213,7 @@ class Ledger:
 
     def count(self, key: str, expires_at: int) -> Count:
         """The count of this key, with a place in the journal if it can be had."""
-        count = self._counts.get(key)
-        if count is None:
-            count = self._counts[key] = Count(key, expires_at)
+        count = self._counts.of(key, expires_at)
         self._place(count)
         return count
 

@@ -12,7 +12,7 @@ only from a message that ended soundly, with nothing after it, to a request that
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Protocol, cast
+from typing import TYPE_CHECKING, cast
 
 from fastgw.compiled import mypyc_attr
 from fastgw.http1.body import BadChunk, ChunkedDecoder
@@ -26,6 +26,7 @@ from fastgw.http1.response import (
 from fastgw.turn import DIRECT, Outlet
 
 if TYPE_CHECKING:
+    from fastgw.callbacks import Callbacks
     from fastgw.flow_control import Sweeper
     from fastgw.upstream.pool import Pool
 
@@ -34,26 +35,6 @@ MAX_INTERIM = 8
 
 FULL_READ = 192 * 1024
 """A read of this size is one of many: uvloop makes up to 32 of 256 KB in one turn."""
-
-
-class Exchange(Protocol):
-    """What the connection asks of an exchange."""
-
-    def on_response(self, head: ResponseHead, body: bytes, ended: bool) -> None:
-        """The head is here, with the part of the body that came with it."""
-
-    def on_response_body(self, body: bytes, framed: bytes | None, ended: bool) -> None:
-        """More of the body. `framed` is the same bytes as one canonical chunk, if they came so."""
-
-    def on_upstream_failure(self, reason: str) -> None:
-        """No (more) answer: `refused`, `reset`, `broken` (after its first byte), `malformed`,
-        `timeout` or `stalled`."""
-
-    def on_upstream_full(self) -> None:
-        """The provider does not take the upload: pause it."""
-
-    def on_upstream_ready(self) -> None:
-        """The provider takes bytes again."""
 
 
 @mypyc_attr(allow_interpreted_subclasses=True)  # by tests
@@ -90,7 +71,7 @@ class UpstreamConnection(asyncio.Protocol):
         self._ended = False  # the provider said that it sends no more
         self.idle_until = 0.0  # monotonic second at which the pool gives it up
         # for one exchange
-        self._exchange: Exchange | None = None
+        self._exchange: Callbacks | None = None
         self._method = b""
         self._whole = False  # the request is sent in full
         self._buffer = b""
@@ -195,7 +176,7 @@ class UpstreamConnection(asyncio.Protocol):
         """Whether a request can be sent: the provider neither closed it nor spoke unasked."""
         return self._state == "idle"
 
-    def send(self, exchange: Exchange, method: bytes, data: bytes, whole: bool) -> None:
+    def send(self, exchange: Callbacks, method: bytes, data: bytes, whole: bool) -> None:
         """Send a request head with the body that is there; `whole` if no more of it follows."""
         self._exchange = exchange
         self._method = method
@@ -206,7 +187,7 @@ class UpstreamConnection(asyncio.Protocol):
         self.expires = 0.0
         self.transport.write(data)
 
-    def send_apart(self, exchange: Exchange, method: bytes, head: bytes, body: bytes) -> None:
+    def send_apart(self, exchange: Callbacks, method: bytes, head: bytes, body: bytes) -> None:
         """As `send`, for a whole request. A large body is not joined to the head."""
         self._exchange = exchange
         self._method = method
@@ -256,7 +237,7 @@ class UpstreamConnection(asyncio.Protocol):
 
     # responses
 
-    def _take_head(self, exchange: Exchange, data: bytes) -> None:
+    def _take_head(self, exchange: Callbacks, data: bytes) -> None:
         end = data.find(b"\r\n\r\n") + 4
         if end == 3:
             if (
@@ -315,7 +296,7 @@ class UpstreamConnection(asyncio.Protocol):
         self._left = length - size
         exchange.on_response(head, data[end:], False)
 
-    def _take_body(self, exchange: Exchange, data: bytes) -> None:
+    def _take_body(self, exchange: Callbacks, data: bytes) -> None:
         decoder = self._decoder
         if decoder is not None:
             try:

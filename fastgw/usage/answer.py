@@ -16,7 +16,7 @@ from fastgw.sse import BOM, EventFramer
 from fastgw.usage.brief import MISSING, UNREADABLE, read_answered
 from fastgw.usage.estimate import BYTES_PER_TOKEN
 from fastgw.usage.framing import ArrayFramer, LineFramer
-from fastgw.usage.meter import UNMETERED, Metered, StreamMeter
+from fastgw.usage.meter import UNMETERED, Meter, Metered, StreamMeter
 from fastgw.usage.openai import usual
 from fastgw.usage.payload import read_object
 from fastgw.usage.tokens import counter_for
@@ -44,7 +44,7 @@ READ = 64 * 1024
 _BLANKS = BOM + b" \t\r\n"
 
 
-class JsonMeter:
+class JsonMeter(Meter):
     """Watches a buffered answer: keeps it, a large one without its long strings, and reads it when
     it is over."""
 
@@ -53,6 +53,7 @@ class JsonMeter:
     def __init__(self, api: Api, *, counts: bool = True, echoes: bool = False) -> None:
         """`counts`: an answer without usage is counted. `echoes`: the answer repeats JSON of the
         client's, so that the end alone cannot be believed."""
+        super().__init__()
         self._api = api
         self._counts = counts
         self._echoes = echoes
@@ -77,24 +78,6 @@ class JsonMeter:
                 self._waiting -= len(piece)
                 self._skeleton.append(piece)
         return data
-
-    def rest(self) -> bytes:
-        """Nothing is ever held back."""
-        return b""
-
-    @property
-    def between_events(self) -> bool:
-        """There are no events."""
-        return False
-
-    @property
-    def told(self) -> int:
-        """Nothing is told before the end."""
-        return 0
-
-    def interim(self, prompt: Callable[[], int]) -> Usage:
-        """Unknown until it is whole."""
-        return NO_USAGE
 
     def finish(self, complete: bool, prompt: Callable[[], int]) -> Metered:
         """The verdict; see Meter."""

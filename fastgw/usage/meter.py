@@ -16,7 +16,7 @@ bench/micro/meter.py has the cost of each step.
 from __future__ import annotations
 
 import secrets
-from typing import TYPE_CHECKING, Any, ClassVar, Final, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Final, NamedTuple
 
 from fastgw.model import NO_USAGE, Usage
 from fastgw.skeleton import add_texts
@@ -73,30 +73,37 @@ class Metered(NamedTuple):
 UNMETERED: Final = Metered(NO_USAGE, "", False)
 
 
-class Meter(Protocol):
+class Meter:
     """Watches one answer."""
+
+    __slots__ = ("told",)
+
+    def __init__(self) -> None:
+        self.told = 0
+        """Rises with each report of the provider, and at an end that has none."""
 
     def feed(self, data: bytes) -> bytes:
         """Look at the next bytes of the body; return the bytes that may go to the client now."""
+        raise NotImplementedError
 
     def rest(self) -> bytes:
         """At the end: bytes still held back that belong to the client."""
+        return b""
 
     @property
     def between_events(self) -> bool:
         """Whether an event of ours may be put into the stream now."""
-
-    @property
-    def told(self) -> int:
-        """Rises with each report of the provider, and at an end that has none."""
+        return False
 
     def interim(self, prompt: Callable[[], int]) -> Usage:
         """What the answer has cost so far, as far as that is known at little cost; `finish` says
         what is right."""
+        return NO_USAGE
 
     def finish(self, complete: bool, prompt: Callable[[], int]) -> Metered:
         """The verdict. `complete` tells whether the provider ended its message soundly;
         `prompt` gives the counted input tokens and is called only if they are needed."""
+        raise NotImplementedError
 
 
 class _Lease:
@@ -121,7 +128,7 @@ class _Lease:
         _Lease.taken -= self.size
 
 
-class StreamMeter:
+class StreamMeter(Meter):
     """Watches server-sent events, or what another framer cuts into events.
 
     With `strip` the extra event that include_usage makes is taken out, and nothing else: an
@@ -150,7 +157,6 @@ class StreamMeter:
         "_search",
         "_strip",
         "_usage",
-        "told",
     )
 
     def __init__(
@@ -162,6 +168,7 @@ class StreamMeter:
         framer: Framer | None = None,
     ) -> None:
         """`counts`: a stream without usage is counted. `framer`: not of server-sent events."""
+        super().__init__()
         self._api = api
         self._counts = counts
         self._framer = framer if framer is not None else EventFramer()
@@ -184,7 +191,6 @@ class StreamMeter:
         self._answered: str | None = None  # the model, once somebody wanted to know
         self._last = b""
         self._passed = False  # the client has what came of the unfinished event
-        self.told = 0
 
     def feed(self, data: bytes) -> bytes:
         """Look at `data`; return what may go to the client now."""
@@ -456,7 +462,7 @@ class StreamMeter:
         return self._answered or ""
 
 
-class InflatingMeter:
+class InflatingMeter(Meter):
     """Watches an answer compressed by gzip or deflate: it passes as it came, and `inner` is shown
     what it holds, a slice at a time.
 
@@ -467,6 +473,7 @@ class InflatingMeter:
     __slots__ = ("_inflater", "_inner", "_size")
 
     def __init__(self, inner: Meter) -> None:
+        super().__init__()
         self._inner = inner
         self._inflater = Inflater()
         self._size = 0
@@ -476,21 +483,8 @@ class InflatingMeter:
         self._size += len(data)
         for plain in self._inflater.feed(data):
             self._inner.feed(plain)
+        self.told = self._inner.told
         return data
-
-    def rest(self) -> bytes:
-        """Nothing is ever held back."""
-        return b""
-
-    @property
-    def between_events(self) -> bool:
-        """An event of ours would not be compressed."""
-        return False
-
-    @property
-    def told(self) -> int:
-        """What the inner meter says."""
-        return self._inner.told
 
     def interim(self, prompt: Callable[[], int]) -> Usage:
         """What is known inside."""
@@ -506,32 +500,14 @@ class InflatingMeter:
         return found._replace(usage=found.usage._replace(output_tokens=made))
 
 
-class NoMeter:
+class NoMeter(Meter):
     """Watches nothing: an error answer, or a route that is not metered."""
 
     __slots__ = ()
 
-    @property
-    def told(self) -> int:
-        """Nothing is told."""
-        return 0
-
-    def interim(self, prompt: Callable[[], int]) -> Usage:
-        """Unknown."""
-        return NO_USAGE
-
     def feed(self, data: bytes) -> bytes:
         """Everything goes to the client as it is."""
         return data
-
-    def rest(self) -> bytes:
-        """Nothing is ever held back."""
-        return b""
-
-    @property
-    def between_events(self) -> bool:
-        """There are no events."""
-        return False
 
     def finish(self, complete: bool, prompt: Callable[[], int]) -> Metered:
         """Nothing to pay."""
@@ -544,6 +520,7 @@ class OpaqueMeter(NoMeter):
     __slots__ = ("_size",)
 
     def __init__(self) -> None:
+        super().__init__()
         self._size = 0
 
     def feed(self, data: bytes) -> bytes:

@@ -11,8 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fastgw.callbacks import Callbacks
 from fastgw.config.tables import Server
-from fastgw.downstream.connection import LINGER_BYTES, Connections, DownstreamConnection
+from fastgw.downstream.connection import LINGER_BYTES, Connections, DownstreamConnection, Handler
 from fastgw.flow_control import Sweeper
 from fastgw.http1.serialize import CONTINUE
 
@@ -72,7 +73,7 @@ class Line(asyncio.Transport):
         self.over = "aborted"
 
 
-class Asked:
+class Asked(Callbacks):
     """An exchange: what the client sent of it."""
 
     def __init__(self, desk: Desk, connection: DownstreamConnection, head: RequestHead) -> None:
@@ -108,7 +109,7 @@ class Asked:
         self.told.append("ready")
 
 
-class Desk:
+class Desk(Handler):
     """The handler: keeps the exchanges and the refusals, and answers when told to."""
 
     def __init__(self) -> None:

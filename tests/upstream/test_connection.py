@@ -14,6 +14,7 @@ import pytest
 import trustme
 import uvloop
 
+from fastgw.callbacks import Callbacks
 from fastgw.config.tables import Upstream
 from fastgw.flow_control import Sweeper
 from fastgw.upstream.connection import FULL_READ, UpstreamConnection
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 REQUEST = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
 
 
-class Record:
+class Record(Callbacks):
     """An exchange that notes what it is told; `over` is set by an end or a failure."""
 
     def __init__(self) -> None:

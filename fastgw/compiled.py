@@ -26,8 +26,8 @@ __all__ = ["COMPILED", "interpreted", "mypyc_attr"]
 
 
 def interpreted(plain: _Class) -> _Class:
-    """Mark a class that stays a class of the interpreter within a compiled module: one that is
-    weakly referenced, or whose members are computed in its body. Its methods are compiled."""
+    """Mark a class that stays a class of the interpreter within a compiled module, as one whose
+    members are computed in its body. Its methods are compiled."""
     return plain
 
 

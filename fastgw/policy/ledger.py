@@ -29,7 +29,7 @@ from weakref import WeakValueDictionary
 
 from fastgw.model import Batch, Claim, Debit
 from fastgw.policy.account import NEVER, Account, Count, Limit, Promise
-from fastgw.policy.kept import Counts, KeptAccount
+from fastgw.policy.kept import Counts, KeptAccount, KeptCount
 from fastgw.policy.window import FAR, GRACE
 
 if TYPE_CHECKING:
@@ -111,6 +111,7 @@ class Ledger:
             WeakValueDictionary()
         )
         self._counts = Counts()
+        self._count_of = self._counts.of  # one object for all accounts
         self._kept: dict[Account, None] = {}
         self._queue: list[Count] = []
         self._holding: dict[Count, None] = {}
@@ -134,7 +135,7 @@ class Ledger:
         sent: dict[int, list[Count]] = {}
         for entry in owed:
             lives = entry.expires_at if entry.expires_at < FAR else 0
-            count = self._counts.of(entry.key, lives)
+            count = self._counts[entry.key] = KeptCount(entry.key, lives)
             count.slot = entry.slot
             self._placed.add(count)
             count.settled = entry.settled
@@ -160,7 +161,7 @@ class Ledger:
         name = (limit.name, values)
         account = self._accounts.get(name)
         if account is None or account.limit is not limit:
-            account = KeptAccount(limit, values, now, self._counts.of)
+            account = KeptAccount(limit, values, now, self._count_of)
             self._accounts[name] = account
             self._keep(account)
         return account
@@ -213,7 +214,7 @@ class Ledger:
 
     def count(self, key: str, expires_at: int) -> Count:
         """The count of this key, with a place in the journal if it can be had."""
-        count = self._counts.of(key, expires_at)
+        count = self._count_of(key, expires_at)
         self._place(count)
         return count
 

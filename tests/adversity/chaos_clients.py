@@ -44,7 +44,8 @@ class Seen:
     broken: list[tuple[float, str, str, str]] = field(default_factory=list)
     """An answer that ended before its end, or a connection before its answer."""
     unanswered: list[tuple[str, str]] = field(default_factory=list)
-    """Key and id of each request whose client left, or whose answer broke off."""
+    """Key and id of each request that was sent in full, and whose client left or whose answer broke
+    off."""
     unreachable: list[float] = field(default_factory=list)
     """The port did not take a connection."""
     wrong: list[str] = field(default_factory=list)
@@ -105,8 +106,7 @@ class Crowd:
             async with asyncio.timeout(GUARD):
                 if leaves:
                     self.seen.outcomes["left"] += 1
-                    self.seen.unanswered.append((name, number))
-                    await self._leave(reader, writer, data)
+                    await self._leave(reader, writer, data, (name, number))
                     return False
                 writer.write(data)
                 status, body, keeps = await read_answer(reader)
@@ -158,7 +158,11 @@ class Crowd:
         ).encode() + body
 
     async def _leave(
-        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, data: bytes
+        self,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+        data: bytes,
+        asked: tuple[str, str],
     ) -> None:
         """Go, by FIN or RST, in the middle of the request or of the answer."""
         dice = self._dice
@@ -166,6 +170,7 @@ class Crowd:
             writer.write(data[: dice.randrange(len(data))])
             await writer.drain()
         else:
+            self.seen.unanswered.append(asked)
             writer.write(data)
             left = dice.randrange(3000)
             with contextlib.suppress(TimeoutError):  # the answer may be shorter

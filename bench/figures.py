@@ -9,6 +9,8 @@ from __future__ import annotations
 import statistics
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from bench import shares
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -209,11 +211,34 @@ def table(workload: dict[str, Any], cpus: dict[str, list[int]]) -> str:
     return "\n".join(lines)
 
 
+def profile(workload: dict[str, Any], cpus: dict[str, list[int]]) -> str:
+    """Where the CPU goes, as Markdown: microseconds for each request or event, the median cost
+    shared out by the samples of a profile (bench.shares); empty without one."""
+    rows = {
+        row["target"]: row["shares"]
+        for row in workload["rows"]
+        if "shares" in row and row["target"] != "direct"
+    }
+    if not rows:
+        return ""
+    costs = {name: each.cpu_us for name, each in of(workload, cpus).items()}
+    lines = [_cells("CPU us by part", *rows), _cells("---", *("---" for _ in rows))]
+    for part in shares.PARTS:
+        if any(part in row for row in rows.values()):
+            spent = (
+                f"{row[part] * costs[name]:.2f} ({row[part]:.0%})" if part in row else "-"
+                for name, row in rows.items()
+            )
+            lines.append(_cells(part, *spent))
+    return "\n" + "\n".join(lines)
+
+
 def tables(results: dict[str, Any]) -> str:
     """All workloads, then what failed, as Markdown."""
     cpus = results["options"]["cpus"]
     parts = [
-        f"### {workload['name']}: {workload['title']}\n\n{table(workload, cpus)}"
+        f"### {workload['name']}: {workload['title']}\n\n{table(workload, cpus)}\n"
+        f"{profile(workload, cpus)}".rstrip()
         for workload in results["workloads"]
     ]
     parts += ["\n".join(f"FAILED: {line}" for line in failures(results))]

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from bench import processes, targets
+from bench import processes, shares, targets
 from bench.install import Missing
 from bench.targets import Place, Target, TargetFailed, make_keys
 from bench.tools import LoadFailed, Tools, environment, run_load
@@ -116,11 +116,13 @@ def run_workload(
     rounds: int,
     seconds: float,
     say: Say,
+    profile: bool = False,
 ) -> dict[str, Any]:
     """All rounds of a workload: its object of the results file.
 
     Every round measures every target once, each second round in the opposite order. A target that
-    is not there, or fails, is told of and left out.
+    is not there, or fails, is told of and left out. With `profile` each is measured once more at
+    the end, for the `shares` of its row alone.
     """
     skipped: dict[str, str] = {}
     rows: dict[str, dict[str, Any]] = {}
@@ -180,6 +182,14 @@ def run_workload(
                     f"  round {number + 1}, {target.name}: {cost:.1f} us,"
                     f" {result[workload.unit] / result['seconds']:.0f} {workload.unit}/s"
                 )
+        for target, place in running if profile else ():
+            data = place.folder / "perf.data"
+            try:
+                with shares.recorded(target.pids, data):
+                    measure(tools, workload, target, place, stores, seconds)
+                rows[target.name]["shares"] = shares.shares(data)
+            except shares.NoProfile as problem:
+                say(f"  {target.name} has no profile: {problem}")
     return {
         "name": workload.name,
         "title": workload.title,

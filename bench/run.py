@@ -4,6 +4,7 @@
     make bench ARGS="--quick"                     one round of a second
     make bench ARGS="--only w1,w3 --rounds 5 --seconds 5"
     make bench ARGS="--only w1 --targets nginx,fastgw"
+    make bench ARGS="--only w1 --profile"         and where the CPU goes, by perf
     make bench ARGS="--install"                   environments for the rivals of PyPI
     .venv/bin/python -m bench.report [RESULTS]    bench/README.md and its plots of a file
 
@@ -54,6 +55,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--reference", action="store_true", help="name the results for the repository"
     )
+    parser.add_argument("--profile", action="store_true", help="where the CPU goes, by perf")
     parser.add_argument("--install", action="store_true", help="what rivals need, then end")
     options = parser.parse_args(arguments)
     known = {*GROUPS, *(workload.name for workload in WORKLOADS)}
@@ -103,6 +105,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
                         options.rounds,
                         options.seconds,
                         lambda line: print(line, flush=True),
+                        options.profile,
                     )
                 )
     finally:

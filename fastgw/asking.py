@@ -13,7 +13,7 @@ import orjson
 
 from fastgw import clock
 from fastgw.callbacks import Callbacks
-from fastgw.errors import Overloaded, Refusal
+from fastgw.errors import ModelNotAllowed, Overloaded, Refusal
 from fastgw.http1.body import LAST_CHUNK, chunk
 from fastgw.http1.request import UNSIZED
 from fastgw.http1.serialize import own_answer
@@ -123,6 +123,16 @@ class Asking(Callbacks):
         except Refusal as refusal:
             self._refuse(refusal)
 
+    def reject(self, refusal: Refusal) -> None:
+        """As `start`, for a request that cannot be served whoever sent it."""
+        engine = self._engine
+        try:
+            self._cors = engine.cors.fields(self.request) if engine.cors.on else b""
+            self.plan = engine.planner.plan(self.request, _wall(), self._connection.address)
+        except Refusal as other:
+            refusal = other
+        self._refuse(refusal)
+
     def _inform(self, asked: bool = False) -> None:
         """A key asks about itself: tell it, once its accounts were asked for."""
         plan, engine = self.plan, self._engine
@@ -141,7 +151,7 @@ class Asking(Callbacks):
         connection, request = self._connection, self.request
         self.status = status
         if not self.request_id:
-            self.request_id = self._engine.new_id()
+            self.request_id = self.request.request_id or self._engine.new_id()
         closing = not request.keep_alive or connection.closes_after_answer
         connection.write(
             own_answer(status, self.request_id, fields, body, closing, request.method == b"HEAD")
@@ -232,6 +242,8 @@ class Asking(Callbacks):
                 ) = inspect(plan, self.request, body, plan.plain)  # fmt: skip
             self._begin_admission()
         except Refusal as refusal:
+            if isinstance(refusal, ModelNotAllowed):
+                self.model = refusal.model
             self._refuse(refusal)
 
     def _admit_head(self) -> None:

@@ -31,8 +31,12 @@ class Callbacks:
         """The rest of the body will not come: answer with `refusal` if nothing was answered."""
         raise NotImplementedError
 
-    def on_disconnect(self, reason: str = "client_disconnected") -> None:
+    def on_disconnect(self) -> None:
         """The client is gone."""
+        raise NotImplementedError
+
+    def on_shutdown(self) -> None:
+        """The worker stops and waits no longer: end, and tell the client why."""
         raise NotImplementedError
 
     def overdue(self, now: float) -> None:

@@ -75,6 +75,12 @@ class Engine(Handler):
         exchange.start()
         return exchange
 
+    def reject(
+        self, connection: DownstreamConnection, head: RequestHead, length: int, refusal: Refusal
+    ) -> None:
+        """A request whose body will not be read."""
+        Exchange(self, connection, head, length).reject(refusal)
+
     def refuse(self, connection: DownstreamConnection, refusal: Refusal) -> None:
         """Bytes that are no request: answer and record."""
         request_id = self.new_id()

@@ -138,6 +138,14 @@ class ModelNotAllowed(Refusal):
 
     status, code, kind = 403, "model_not_allowed", "invalid_request_error"
 
+    def __init__(self, model: str) -> None:
+        super().__init__(
+            f"model '{model[:100]}' is not allowed for this key or route"
+            if model
+            else "this key or route is limited to models, and the request names none"
+        )
+        self.model = model
+
 
 class UnpricedModel(Refusal):
     """Under a budget in usd, a model that has no price (`[pricing] on_unpriced = "deny"`)."""
@@ -272,7 +280,7 @@ def render(refusal: Refusal, dialect: str = "openai", request_id: str = "") -> b
     )
 
 
-def render_event(refusal: Refusal, dialect: str) -> bytes:
+def render_event(refusal: Refusal, dialect: str, request_id: str = "") -> bytes:
     """The server-sent event that tells the reader of a stream why it ends."""
-    data = b"data: " + render(refusal, dialect) + b"\n\n"
+    data = b"data: " + render(refusal, dialect, request_id) + b"\n\n"
     return b"event: error\n" + data if dialect == "anthropic" else data

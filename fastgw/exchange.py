@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Final
 from fastgw import clock
 from fastgw.asking import Asking
 from fastgw.cutoff import Watch, watched
-from fastgw.errors import Refusal, upstream_failure
+from fastgw.errors import Overloaded, Refusal, upstream_failure
 from fastgw.inspection import REJECTED, unless_rejected, without_asking
 from fastgw.policy.account import Promise
 from fastgw.policy.limit_headers import exceeded, limit_fields
@@ -183,7 +183,7 @@ class Exchange(Asking):
         if self.phase == "drain":
             self.stop_draining()
             return
-        plan, relay = self.plan, self._relay
+        relay = self._relay
         if relay is None or not relay.begun:
             if (
                 reason == "reset"
@@ -200,9 +200,15 @@ class Exchange(Asking):
                 return
             self._refuse(upstream_failure(reason))
             return
+        stalled = reason == "stalled"
+        self._tell(relay, upstream_failure("stalled" if stalled else "cut"))
+        self._end("upstream_stalled" if stalled else "upstream_cut", complete=False)
+
+    def _tell(self, relay: Relay, refusal: Refusal) -> None:
+        """Say in a stream why it ends, if no event is half written."""
         if relay.streams and self._meter is not None and self._meter.between_events:
-            relay.error_event(upstream_failure("cut"), plan.api.shape if plan else "openai")
-        self._end("upstream_stalled" if reason == "stalled" else "upstream_cut", complete=False)
+            shape = self.plan.api.shape if self.plan is not None else "openai"
+            relay.error_event(refusal, shape, self.request_id)
 
     # back-pressure
 
@@ -228,12 +234,25 @@ class Exchange(Asking):
 
     # ends
 
-    def on_disconnect(self, reason: str = "client_disconnected") -> None:
+    def on_shutdown(self) -> None:
+        """The worker waited long enough. What was sent is charged, and the client told why this is
+        all: by an answer, by an event of its stream, or by an answer without its end."""
+        if self.phase == "finished":
+            return
+        relay = self._relay
+        refusal = Overloaded("the gateway is stopping; try again", (("retry-after", "1"),))
+        if relay is None or not relay.begun:
+            self._refuse(refusal, "shutdown", self._pay(self._verdict(complete=False)))
+        else:
+            self._tell(relay, refusal)
+            self._end("shutdown", complete=False)
+
+    def on_disconnect(self) -> None:
         """The client is gone. Stop the provider at once, and charge what was sent; or, if the
         upstream says so, read on to the usage that it reports at the end."""
         if self.phase == "finished":
             return
-        if reason == "client_disconnected" and self._engine.drains.take(self):
+        if self._engine.drains.take(self):
             if self._relay is not None:
                 self.bytes_out = self._relay.sent
                 self._relay = self._watch = None
@@ -241,7 +260,7 @@ class Exchange(Asking):
             assert self._upstream is not None
             self._upstream.resume()
             return
-        self._finish(reason, self._verdict(complete=False))
+        self._finish("client_disconnected", self._verdict(complete=False))
 
     @property
     def drains(self) -> bool:
@@ -333,14 +352,14 @@ class Exchange(Asking):
         self._finish("budget_cutoff", verdict)
         self._connection.done(not relay.closes)
 
-    def _refuse(self, refusal: Refusal) -> None:
+    def _refuse(self, refusal: Refusal, reason: str = "", verdict: Metered = UNMETERED) -> None:
         """Answer with a refusal; nothing was relayed yet."""
         if self.phase == "finished":
             return
         connection = self._connection
         self.status = refusal.status
         if not self.request_id:
-            self.request_id = self._engine.new_id()
+            self.request_id = self.request.request_id or self._engine.new_id()
         closing = refusal.closes or not self.request.keep_alive or connection.closes_after_answer
         connection.write(
             self._engine.refusal(
@@ -352,7 +371,7 @@ class Exchange(Asking):
                 request=self.request,
             )
         )
-        self._finish(refusal.code, UNMETERED)
+        self._finish(reason or refusal.code, verdict)
         connection.done(not closing)
 
     def _end(self, reason: str, complete: bool) -> None:

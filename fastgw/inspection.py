@@ -12,8 +12,8 @@ from fastgw.usage.estimate import BYTES_PER_TOKEN
 from fastgw.usage.prompt import prompt_tokens
 from fastgw.usage.request import (
     asking_usage,
-    form_model,
     output_limit,
+    read_form,
     read_json,
     refuse_unmeterable,
     without_usage,
@@ -58,8 +58,8 @@ def inspect(
                     return asking_usage(body), asked, True, True, -1, None, False
     model, streams, injected, prompt, reservation = "", False, False, -1, None
     told = False
+    settings = plan.pool.settings
     if plan.operation:
-        settings = plan.pool.settings
         asks = plan.asks_usage
         body, message, model, streams, injected = read_json(
             body,
@@ -71,7 +71,7 @@ def inspect(
             plan.streams,
             plan.clamps,
         )
-        if plan.key.rules:
+        if plan.metered and plan.key.rules:
             refuse_unmeterable(plan.operation, message)
         if counts or plan.reserves:
             prompt = prompt_tokens(plan.api.prompt(message), plan.named)
@@ -88,23 +88,21 @@ def inspect(
             options = message.get("stream_options")
             told = isinstance(options, dict) and options.get("include_usage") is True
     else:
-        # Known by no operation, but the key (or route) is limited to models.
+        # Known by no operation, but the key or route is limited to models, or they are replaced.
         kind = request.get(b"content-type") or b""
         if plan.named:
             model = plan.named
         elif kind.startswith(b"multipart/form-data"):
-            model = form_model(body, kind)
+            body, model = read_form(body, kind, settings.model, settings.model_aliases)
             prompt = 1  # as any that is no JSON
         else:
-            body, _, model, _, _ = read_json(body, False, True)
+            body, _, model, _, _ = read_json(
+                body, False, True, settings.model, settings.model_aliases, adds=False
+            )
         if plan.reserves:
             reservation = unread(plan, len(body))
     if plan.strict and not plan.allows_model(model):
-        raise ModelNotAllowed(
-            f"model '{model[:100]}' is not allowed for this key or route"
-            if model
-            else "this key or route is limited to models, and the request names none"
-        )
+        raise ModelNotAllowed(model)
     return body, model, streams, injected, prompt, reservation, told
 
 

@@ -24,7 +24,8 @@ from fastgw.errors import (
     UnpricedModel,
     UnsupportedEncoding,
 )
-from fastgw.http1.headers import HOP_BY_HOP, REQUEST_ID, tokens
+from fastgw.http1.forward import client_fields, may_name_model, signature
+from fastgw.http1.request import SAFE
 from fastgw.http1.serialize import field
 from fastgw.keyring import Keyring, VirtualKey
 from fastgw.policy.admission import Facts, any_matches, evaluate, make_rules
@@ -49,35 +50,8 @@ if TYPE_CHECKING:
     from fastgw.usage.api import Api
     from fastgw.usage.pricing import Price
 
-_DROPPED = HOP_BY_HOP | {
-    b"host",
-    b"content-length",
-    b"expect",
-    b"authorization",
-    b"x-api-key",
-    b"api-key",
-    b"x-goog-api-key",
-    b"accept-encoding",
-    b"x-request-id",
-    b"request-id",
-    b"forwarded",
-    b"via",
-    b"x-real-ip",
-    b"http2-settings",
-    b"x-http-method",
-    b"x-http-method-override",
-    b"x-method-override",
-}
-"""Fields of the client that never reach a provider as they are."""
-
-_NO_IDENTITY = re.compile(rb"(?:identity|\*)[ \t]*;[ \t]*q=0(?:\.0*)?[ \t]*(?:,|$)", re.IGNORECASE)
-"""A client that insists on a compressed answer (RFC 9110, 12.5.3)."""
-
 _KEY = re.compile(rb"(?<=[?&])(?:k|%6[bB])(?:e|%65)(?:y|%79)=[^&]*&?")
 """Gemini's place for a credential in the query: what a client puts there is never sent on."""
-
-_RANGES = frozenset({b"range", b"if-range"})
-"""A part of an answer cannot be edited."""
 
 _MODELS_OF_A_PLAN = 64
 _KINDS_OF_A_COURSE = 64
@@ -315,9 +289,7 @@ class Planner:
     def _plan(self, request: RequestHead, now: float, address: str) -> Plan:
         plan = Plan()
         plan.generation = self.generation
-        client_id = request.get(b"x-request-id") or request.get(b"request-id") or b""
-        if REQUEST_ID.fullmatch(client_id):
-            plan.request_id = client_id
+        plan.request_id = request.request_id
         if request.path == b"*":
             raise NotImplementedHere("OPTIONS * is not served here")
         path = normalise(request.path)
@@ -340,7 +312,7 @@ class Planner:
         upstream = self._upstreams[route.upstream]
         plan.pool = self._pools[upstream.name]
         plan.path = path.decode("ascii")
-        writes = request.method in (b"POST", b"PUT", b"PATCH")
+        writes = request.method not in SAFE or request.has_body
         dialect = DIALECTS[upstream.dialect]
         below = target.below.replace("%3A", ":")  # which a provider may read as the same
         plan.api, operation = dialect.find(below)
@@ -364,9 +336,12 @@ class Planner:
             plan.in_usd = any(limit.unit == "usd" for limit in limits)
             # What is promised, and priced, is what is sent.
             plan.exact = plan.exact or plan.reserves or plan.in_usd
-        plan.buffered = (plan.metered and plan.operation != "") or plan.strict
-        if plan.in_usd and _may_name_model(request, target.below):
-            plan.buffered = True
+        replaces = writes and not plan.named and bool(upstream.model or upstream.model_aliases)
+        plan.buffered = (
+            plan.strict
+            or (plan.operation != "" and (plan.metered or replaces))
+            or ((plan.in_usd or replaces) and may_name_model(request, target.below))
+        )
         plan.counts = plan.operation != ""
         plan.reads = plan.metered and (
             plan.counts or not target.below.lower().startswith(api.SHOWS_OLD_USAGE)
@@ -404,8 +379,10 @@ class Planner:
             path,
             query,
             self._prefix(upstream, dialect.credential or api.credential),
-            _client_fields(request, shown.fields, upstream, plan.metered, plan.edit is not None),
-            _signature(request) if upstream.dialect == "bedrock" and not upstream.api_key else b"",
+            client_fields(
+                request, shown.fields, upstream.headers or (), plan.metered, plan.edit is not None
+            ),
+            signature(request) if upstream.dialect == "bedrock" and not upstream.api_key else b"",
         )
         return plan
 
@@ -536,61 +513,3 @@ class Planner:
         if self._labels_by_key:
             key.labels = values
         return values
-
-
-def _may_name_model(request: RequestHead, below: str) -> bool:
-    """Whether a body is of a sort that names a model: JSON, and forms other than files."""
-    kind = (request.get(b"content-type") or b"").lower()
-    return b"json" in kind or (
-        kind.startswith(b"multipart/form-data")
-        and not below.lower().startswith(("/files", "/uploads"))
-    )
-
-
-def _signature(request: RequestHead) -> bytes:
-    """The client's own signature for AWS. It covers Host and body, so it holds only where the
-    client signs for the provider's host and the body is sent on as it is."""
-    for lower, name, value in request.fields:
-        if lower == b"authorization" and value.startswith(b"AWS4-HMAC-SHA256 "):
-            return b"%b: %b\r\n" % (name, value)
-    return b""
-
-
-def _client_fields(
-    request: RequestHead, carriers: frozenset[bytes], upstream: Upstream, read: bool, edited: bool
-) -> bytes:
-    """The client's end-to-end fields, as they may be sent on. `read`: we read the answer, so ask
-    for one that is not compressed. `edited`: and change it, so ask for all of it, as it is."""
-    dropped = (
-        _DROPPED
-        | (_RANGES if edited else frozenset())
-        | carriers
-        | {name.lower().encode() for name in upstream.headers or ()}
-    )
-    named = {
-        option
-        for lower, _, value in request.fields
-        if lower == b"connection"
-        for option in tokens(value)
-    }
-    lines: list[bytes] = []
-    accept_encoding = b""
-    for lower, name, value in request.fields:
-        if lower == b"accept-encoding" and lower not in named:
-            accept_encoding = value if not accept_encoding else accept_encoding + b", " + value
-        elif (
-            lower not in dropped
-            and lower not in named
-            and not lower.startswith((b"proxy-", b"x-forwarded-"))
-            and b"_" not in lower
-        ):
-            lines.append(b"%b: %b\r\n" % (name, value))
-    if edited:
-        accept_encoding = b"identity"
-    elif read:
-        # Of what a client may insist on, gzip is what we can read.
-        insists = _NO_IDENTITY.search(accept_encoding) and b"gzip" in accept_encoding.lower()
-        accept_encoding = b"gzip" if insists else b"identity"
-    if accept_encoding:
-        lines.append(b"accept-encoding: %b\r\n" % accept_encoding)
-    return b"".join(lines)

@@ -212,7 +212,7 @@ class Relay:
         framed = chunk(body) if body else b""
         return framed + LAST_CHUNK if ended else framed
 
-    def error_event(self, refusal: Refusal, dialect: str) -> None:
+    def error_event(self, refusal: Refusal, dialect: str, request_id: bytes) -> None:
         """Tell the reader of a stream why it ends; nothing after it says that it is whole. Not in a
         body of known size, which our bytes would complete."""
         if self._sized:
@@ -223,7 +223,7 @@ class Relay:
         elif make is LineFramer:
             data = render(refusal, dialect) + b"\n"
         else:
-            data = render_event(refusal, dialect)
+            data = render_event(refusal, dialect, request_id.decode())
         self.write(chunk(data) if self._chunked else data)
 
 

@@ -132,7 +132,7 @@ def test_an_answer_that_breaks_off_is_never_taken_for_a_whole_one(
     assert read(data).end == ""
     written: list[bytes] = []
     one.write = written.append
-    one.error_event(upstream_failure("cut"), "openai")
+    one.error_event(upstream_failure("cut"), "openai", b"req_1")
     found = read(data + b"".join(written))
     assert found.end == ""
     if known:
@@ -276,7 +276,7 @@ def test_the_event_that_says_why_a_stream_ends(media: bytes, dialect: str, event
     written: list[bytes] = []
     one = Relay(written.append, asked(), head, strips=False, closing=False)
     assert one.streams
-    one.error_event(upstream_failure("cut"), dialect)
+    one.error_event(upstream_failure("cut"), dialect, b"req_1")
     (data,) = written
     size, _, rest = data.partition(b"\r\n")
     data = rest[: int(size, 16)]

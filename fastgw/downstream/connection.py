@@ -70,6 +70,13 @@ class Handler:
         """A request head is here; its body (`length` bytes or UNSIZED) follows by `on_body`."""
         raise NotImplementedError
 
+    def reject(
+        self, connection: DownstreamConnection, head: RequestHead, length: int, refusal: Refusal
+    ) -> None:
+        """A request whose body will not be read: answer with `refusal`, or with why its sender
+        would have been refused anyway."""
+        raise NotImplementedError
+
     def refuse(self, connection: DownstreamConnection, refusal: Refusal) -> None:
         """Bytes that are no request: write the answer and record it."""
         raise NotImplementedError
@@ -456,9 +463,8 @@ class DownstreamConnection(asyncio.Protocol):
         size = len(data)
         self.bytes_in = end
         if length > self._server.max_request_body:
-            self._refuse(
-                BodyTooLarge(f"the body is larger than {self._server.max_request_body} bytes")
-            )
+            self._state = "body"
+            self._handler.reject(self, head, length, self._too_large())
             return b""
         if length >= 0 and size - end >= length:
             self._state = "answering"
@@ -502,9 +508,7 @@ class DownstreamConnection(asyncio.Protocol):
         self.bytes_in += len(data) - len(rest)
         self._body += len(piece)
         if self._body > self._server.max_request_body:
-            self._break(
-                BodyTooLarge(f"the body is larger than {self._server.max_request_body} bytes")
-            )
+            self._break(self._too_large())
             return b""
         if last:
             self._state = "answering"
@@ -519,6 +523,9 @@ class DownstreamConnection(asyncio.Protocol):
         """Answer bytes that are no request, and close."""
         self._handler.refuse(self, refusal)
         self._close(linger=True)
+
+    def _too_large(self) -> Refusal:
+        return BodyTooLarge(f"the body is larger than {self._server.max_request_body} bytes")
 
     def _break(self, refusal: Refusal) -> None:
         exchange = self._exchange
@@ -565,10 +572,11 @@ class DownstreamConnection(asyncio.Protocol):
 
     def shut_down(self) -> None:
         """The worker waited long enough: end the exchange under way, if any, and close."""
-        exchange, self._exchange = self._exchange, None
+        exchange = self._exchange
         if exchange is not None:
-            exchange.on_disconnect("shutdown")
-        self._reset()
+            exchange.on_shutdown()
+        if self._state not in ("closed", "lingering") or exchange is None:
+            self._reset()
 
     def __repr__(self) -> str:
         return f"<DownstreamConnection {self._state} {self.address}>"

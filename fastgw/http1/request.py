@@ -27,12 +27,14 @@ from fastgw.errors import (
     NotImplementedHere,
     VersionNotSupported,
 )
-from fastgw.http1.headers import AUTHORITY, tokens
+from fastgw.http1.headers import AUTHORITY, REQUEST_ID, tokens
 
 _TARGET = re.compile(rb"[\x21\x22\x24-\x7e]+")  # visible ASCII without '#'
 _ABSOLUTE = re.compile(rb"https?://([^/?#]*)(/[^?#]*)?(\?.*)?", re.IGNORECASE)
 _REQUEST_LINE = re.compile(rb"([A-Z]+(?:-[A-Z]+)?) ([^ ]+) HTTP/([0-9])\.([0-9])")
 _METHODS_NOT_SERVED = frozenset({b"CONNECT", b"TRACE"})
+SAFE = frozenset({b"GET", b"HEAD", b"OPTIONS", b"DELETE"})
+"""Methods that ask for no work of a model; with a body that is anybody's guess."""
 _ONCE = frozenset(
     {
         b"host",
@@ -112,6 +114,17 @@ class RequestHead:
             if lower == name:
                 return value
         return None
+
+    @property
+    def request_id(self) -> bytes:
+        """The client's own name for it, b"" where there is none that a header line could repeat."""
+        name = self.get(b"x-request-id") or self.get(b"request-id") or b""
+        return name if REQUEST_ID.fullmatch(name) else b""
+
+    @property
+    def has_body(self) -> bool:
+        """Whether a body is announced that is not empty."""
+        return self.chunked or int(self.get(b"content-length") or 0) > 0
 
     def __repr__(self) -> str:
         # No field: one of them may be a credential.
@@ -261,6 +274,8 @@ class HeadMemo:
         self._end, self._digits = 0, None
         if head.chunked or head.expects_continue:
             return
+        if head.has_length and head.method in SAFE:
+            return  # with another length it may mean something else
         if not head.has_length:
             self._before, self._after = raw, b""
             self.head = head
@@ -403,6 +418,8 @@ class HeadCache:
     def remember(self, address: str, raw: bytes, head: RequestHead) -> None:
         """A head that was read."""
         if head.chunked or head.expects_continue or len(raw) > self.LARGEST:
+            return
+        if head.has_length and head.method in SAFE:
             return
         start, end = _length_of(raw)
         if head.has_length == (end == 0):

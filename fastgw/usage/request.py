@@ -53,6 +53,7 @@ def read_json(
     named: str = "",
     streams: bool | None = None,
     whole: bool = False,
+    adds: bool = True,
 ) -> RequestBody:
     """Read a JSON body.
 
@@ -60,7 +61,8 @@ def read_json(
     whether the request is allowed. `model` and `aliases` replace the model. `named`: the model that
     the path names; the body's is not looked at. `streams`: what the path says of it; where the
     format streams by itself True, and the body may say no. `whole`: the message that is returned
-    will be written anew; else it may lack parts of long strings (see skeleton). Raises BadBody.
+    will be written anew; else it may lack parts of long strings (see skeleton). `adds`: `model` is
+    sent where the body names none, too. Raises BadBody.
     """
     left_out, message = False, None
     if len(body) > HUGE and not (whole or strict or model or aliases):
@@ -76,7 +78,9 @@ def read_json(
     name = named or printable(asked or "")
     stream = message.get("stream")
     stream = stream is True if streams is None else streams and stream is not False
-    target = "" if named else model or (aliases.get(name, "") if aliases else "")
+    target = (
+        "" if named or not (adds or asked) else model or (aliases.get(name, "") if aliases else "")
+    )
     rewrite = strict or bool(target)
     if rewrite:
         for member in message:
@@ -214,8 +218,11 @@ def without_usage(body: bytes) -> bytes:
     return orjson.dumps(message)
 
 
-def form_model(body: bytes, content_type: bytes) -> str:
-    """The model that a multipart form names, "" if it names none or several (RFC 7578).
+def read_form(
+    body: bytes, content_type: bytes, model: str = "", aliases: Mapping[str, str] | None = None
+) -> tuple[bytes, str]:
+    """A multipart form as it is sent on, and the model that it names, "" if it names none or
+    several (RFC 7578). `model` and `aliases` replace it.
 
     Read by its boundary and only in the plain form that clients send; anything that another parser
     could read as another field is refused. Raises BadBody.
@@ -223,12 +230,13 @@ def form_model(body: bytes, content_type: bytes) -> str:
     match = _BOUNDARY.fullmatch(content_type)
     if match is None:
         raise BadBody("multipart/form-data without one plain boundary")
-    first, *parts = (b"\r\n" + body).split(b"\r\n--" + match[2])
-    if first or len(parts) < 2 or parts.pop().rstrip(b"\r\n") != b"--":
+    delimiter = b"\r\n--" + match[2]
+    first, *parts = (b"\r\n" + body).split(delimiter)
+    if first or len(parts) < 2 or parts[-1].rstrip(b"\r\n") != b"--":
         raise BadBody("the form does not begin and end with its boundary")
-    models = []
-    for part in parts:
-        head, blank, value = part.partition(b"\r\n\r\n")
+    found: list[int] = []
+    for number, part in enumerate(parts[:-1]):
+        head, blank, _ = part.partition(b"\r\n\r\n")
         lines = head.split(b"\r\n")
         fields = [line for line in lines if line[:20].lower().startswith(b"content-disposition")]
         disposition = _DISPOSITION.fullmatch(fields[0]) if len(fields) == 1 else None
@@ -237,5 +245,15 @@ def form_model(body: bytes, content_type: bytes) -> str:
                 "each part of the form needs one line 'Content-Disposition: form-data; name=\"…\"'"
             )
         if disposition[1].lower() == b"model":
-            models.append(value)
-    return models[0].decode("utf-8", "replace") if len(models) == 1 else ""
+            found.append(number)
+    if len(found) != 1:
+        if found and (model or aliases):
+            raise BadBody("the form names several models; send one")
+        return body, ""
+    head, blank, value = parts[found[0]].partition(b"\r\n\r\n")
+    name = value.decode("utf-8", "replace")
+    target = model or (aliases.get(name, "") if aliases else "")
+    if target:
+        parts[found[0]] = head + blank + target.encode()
+        body = delimiter.join((first, *parts))[2:]
+    return body, name

@@ -96,9 +96,14 @@ class Asked(Callbacks):
         self.ended = refusal.code
         self.connection.done(False)
 
-    def on_disconnect(self, reason: str = "client_disconnected") -> None:
+    def on_disconnect(self) -> None:
         assert not self.ended
-        self.ended = reason
+        self.ended = "client_disconnected"
+
+    def on_shutdown(self) -> None:
+        assert not self.ended
+        self.ended = "shutdown"
+        self.connection.cut(flush=False)
 
     def overdue(self, now: float) -> None: ...
 
@@ -124,6 +129,12 @@ class Desk(Handler):
         asked = self.open = Asked(self, connection, head)
         self.asked.append(asked)
         return asked
+
+    def reject(
+        self, connection: DownstreamConnection, head: RequestHead, length: int, refusal: Refusal
+    ) -> None:
+        self.refuse(connection, refusal)
+        connection.done(False)
 
     def refuse(self, connection: DownstreamConnection, refusal: Refusal) -> None:
         self.refused.append(refusal.status)

@@ -16,9 +16,9 @@ from fastgw.usage.openai import OPENAI
 from fastgw.usage.payload import read_object
 from fastgw.usage.prompt import prompt_tokens
 from fastgw.usage.request import (
-    form_model,
     limit_output,
     output_limit,
+    read_form,
     read_json,
     refuse_unmeterable,
     without_usage,
@@ -144,7 +144,7 @@ def form(*parts: bytes) -> bytes:
 
 
 def form_model_of(body: bytes) -> str:
-    return form_model(body, b"multipart/form-data; boundary=x")
+    return read_form(body, b"multipart/form-data; boundary=x")[1]
 
 
 def test_the_model_of_a_form() -> None:

@@ -11,14 +11,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-import orjson
+from typing import TYPE_CHECKING, Any
 
 from fastgw.errors import render, render_event
 from fastgw.model import NO_USAGE
 from fastgw.sse import EventFramer
 from fastgw.usage.framing import ArrayFramer
+from fastgw.usage.payload import rewritten
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -138,20 +137,25 @@ class Watch:
         ending, framer = self._meter.ending, self._meter.framer
         events = ending.events(usage, asked)
         if isinstance(framer, ArrayFramer):
-            return b"".join(b",\r\n" + orjson.dumps(data) for _, data in events) + b"]"
+            return b"".join(b",\r\n" + _json(data) for _, data in events) + b"]"
         if not isinstance(framer, EventFramer):
-            lines = [orjson.dumps(data) for _, data in events] or [render(refusal, shape)]
+            lines = [_json(data) for _, data in events] or [render(refusal, shape)]
             return b"\n".join((*lines, b""))
         out = []
         if ending.comments:
             out.append(b": %b %b\n\n" % (refusal.code.encode(), _line(refusal.message)))
         for kind, data in events:
             name = b"event: %b\n" % kind.encode() if kind else b""
-            text = b"[DONE]" if data is None else orjson.dumps(data)
+            text = b"[DONE]" if data is None else _json(data)
             out.append(b"%bdata: %b\n\n" % (name, text))
         if not events:
             out.append(render_event(refusal, shape))
         return b"".join(out)
+
+
+def _json(data: dict[str, Any] | None) -> bytes:
+    """An event of ours; it may hold a name that the provider gave its answer, whatever that is."""
+    return rewritten(data) or b"{}"
 
 
 def _left(promise: Promise, cost: int) -> int:

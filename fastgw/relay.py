@@ -11,13 +11,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-import orjson
-
 from fastgw.errors import render, render_event
 from fastgw.http1.body import LAST_CHUNK, chunk
 from fastgw.http1.serialize import status_line
 from fastgw.sse import EventFramer
-from fastgw.usage.answer import JsonMeter
+from fastgw.usage.answer import EventMeter, JsonMeter
 from fastgw.usage.endings import ending_for
 from fastgw.usage.framing import ArrayFramer, Framer, LineFramer, MessageFramer, exception
 from fastgw.usage.meter import (
@@ -25,9 +23,8 @@ from fastgw.usage.meter import (
     InflatingMeter,
     Meter,
     OpaqueMeter,
-    StreamMeter,
 )
-from fastgw.usage.payload import read_object
+from fastgw.usage.payload import read_object, rewritten
 from fastgw.usage.watched import WatchedMeter
 
 if TYPE_CHECKING:
@@ -71,9 +68,10 @@ def make_meter(plan: Plan, head: ResponseHead, strip: bool) -> Meter:
         if plan.cuts and not compressed and make is not MessageFramer:
             ending = ending_for(plan.api, plan.operation)
             return WatchedMeter(plan.api, strip=strip, framer=make(), ending=ending)
-        meter = StreamMeter(plan.api, strip=strip, counts=plan.counts, framer=make())
+        meter = EventMeter(plan.api, strip=strip, counts=plan.counts, framer=make())
     else:
-        meter = JsonMeter(plan.api, counts=plan.counts, echoes=plan.echoes)
+        writes = plan.operation in plan.api.LIMITS
+        meter = JsonMeter(plan.api, counts=plan.counts, echoes=plan.echoes, writes=writes)
     return InflatingMeter(meter) if compressed else meter
 
 
@@ -123,7 +121,7 @@ def only_models(allows: Callable[[str], bool], body: bytes) -> bytes | None:
                 names = [each.get("id") for each in message[place] if isinstance(each, dict)]
                 message["first_id"] = names[0] if names else None
                 message["last_id"] = names[-1] if names else None
-    return orjson.dumps(message) if found else body
+    return rewritten(message) if found else body
 
 
 class Relay:

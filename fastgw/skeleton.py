@@ -5,7 +5,7 @@
 2. Bytes are looked at once, at the speed of C: a window of WINDOW bytes by one expression, the
    inside of a long string by a search for its end. No work is done for a single short string.
 3. What is not made of long strings does not get smaller. Past MOST bytes, or MEMBERS values, it is
-   `heavy`: it would take too long to read, and only its end is kept.
+   `heavy`: it would take too long to read, and only its end is kept, and how much of it is text.
 4. Bytes that are no JSON come out damaged, and no worse: they are for looking only.
 
 Strings may be cut by reads anywhere, in the middle of an escape or a character.
@@ -50,6 +50,8 @@ _OUTSIDE = re.compile(rb'(?s)(?:[^"]*+"[^"\\]*+(?:\\.[^"\\]*+)*+")*+[^"]*+')
 _SECRET = secrets.token_hex(8)
 """What nobody else can write, so that no text is taken for one of ours."""
 _STAND_IN = re.compile(rf"\[{_SECRET}:(\d+)\]")
+_NO_TEXT = b'0123456789+-.,:"[]{} \t\r\n'
+"""What numbers are made of, and JSON around them."""
 
 
 def string_end(data: bytes, at: int) -> int:
@@ -89,10 +91,13 @@ class Skeleton:
         "heavy",
         "size",
         "tail",
+        "text",
     )
 
     def __init__(self, pieces: Iterable[bytes] = ()) -> None:
-        self.size = 0
+        self.size = self.text = 0
+        """Bytes that came, and of them text, about: those of long strings, of what is heavy all
+        that is no number."""
         self.heavy = False
         self.tail = b""
         """The last bytes, as they came."""
@@ -110,17 +115,20 @@ class Skeleton:
         self.size += len(data)
         self.tail = data[-TAIL:] if len(data) >= TAIL else (self.tail + data)[-TAIL:]
         if self.heavy:
+            self.text += _letters(data)
             return
         if self._carry:
             data, self._carry = self._carry + data, b""
         at, size = 0, len(data)
-        while at < size:
+        while at < size and self._kept <= MOST:
             at = self._skip(data, at) if self._long >= 0 else self._keep(data, at)
         if self._kept > MOST:
             self._give_up()
+            self.text += _letters(data[at:])
 
     def _give_up(self) -> None:
         self.heavy = True
+        self.text += sum(map(_letters, self._out))
         self._out.clear()
         self._samples.clear()
         self._carry = b""
@@ -153,6 +161,7 @@ class Skeleton:
         end = string_end(data, at)
         self._sample(data, at, end)
         self._long += end - at
+        self.text += end - at
         if end == len(data):
             return end
         if data[end] == 0x5C:  # a backslash: what follows it is not here yet
@@ -195,6 +204,10 @@ class Skeleton:
         return iter(self._out)
 
 
+def _letters(data: bytes) -> int:
+    return len(data.translate(None, _NO_TEXT))
+
+
 def _values(data: bytes) -> int:
     return data.count(b",") + data.count(b"[") + data.count(b"{")
 
@@ -207,7 +220,8 @@ def _readable(raw: bytes) -> tuple[str, int]:
         if first < last:
             raw = raw[first:last]
             break
-    for part in (raw, raw[:-1], raw[1:], raw[1:-1]):
+    # A slice that ends before it starts is an error where this is compiled.
+    for part in (raw, raw[:-1], raw[1:], raw[1:-1] if len(raw) > 1 else b""):
         try:
             text = str(orjson.loads(b'"%b"' % part))
         except ValueError:
@@ -271,6 +285,12 @@ class Counter(Protocol):
 def is_part(text: object) -> bool:
     """Whether this is a text of which a part was left out."""
     return isinstance(text, str) and _SECRET in text
+
+
+def text_size(raw: bytes) -> int:
+    """Bytes of the inside of a JSON string, whether it was left out or not."""
+    sizes = [int(found[1]) for found in _STAND_IN.finditer(raw.decode("latin-1"))]
+    return sum(sizes) if sizes else len(raw)
 
 
 def add_texts(counter: Counter, texts: Iterable[str]) -> None:

@@ -19,11 +19,11 @@ from fastgw.http1.request import RequestHead, read_request_head
 from fastgw.http1.response import ResponseHead, read_response_head
 from fastgw.plan import Plan
 from fastgw.relay import MAX_EDITED, EditedRelay, Relay, make_meter, only_models, whole_answer
-from fastgw.usage.answer import JsonMeter
+from fastgw.usage.answer import EventMeter, JsonMeter
 from fastgw.usage.bedrock import BEDROCK
 from fastgw.usage.dialects import DIALECTS
 from fastgw.usage.framing import MessageFramer, message
-from fastgw.usage.meter import NO_METER, InflatingMeter, OpaqueMeter, StreamMeter
+from fastgw.usage.meter import NO_METER, InflatingMeter, OpaqueMeter
 from fastgw.usage.openai import OPENAI
 
 EXTRA = b"x-request-id: r1\r\n"
@@ -223,7 +223,7 @@ def plan(**more: bool) -> Plan:
     ("head", "kind"),
     [
         (answered(JSON), JsonMeter),
-        (answered(SSE), StreamMeter),
+        (answered(SSE), EventMeter),
         (answered(SSE, b"Content-Encoding: gzip"), InflatingMeter),
         (answered(JSON, b"Content-Encoding: deflate"), InflatingMeter),
         (answered(JSON, b"Content-Encoding: br"), OpaqueMeter),

@@ -1,8 +1,8 @@
 from __future__ import annotations
 
 import re
-from itertools import pairwise
-from typing import Any
+from itertools import pairwise, product
+from typing import Any, SupportsIndex
 
 import orjson
 import pytest
@@ -20,8 +20,10 @@ from fastgw.skeleton import (
     WINDOW,
     Skeleton,
     Unfinished,
+    _readable,
     add_texts,
     string_end,
+    text_size,
 )
 from fastgw.usage.estimate import ByteCounter
 
@@ -144,3 +146,55 @@ def test_what_is_lost_is_told_until_it_is_noted() -> None:
     assert kept.lost == 40 * 20_000 + 7
     assert kept.tail.endswith(b"1,the end")
     assert kept._take(b"next") == b"next"
+
+
+class Strict(bytes):
+    """Bytes of which no slice may end before it starts: an error where the code is compiled."""
+
+    def __getitem__(self, key: SupportsIndex | slice) -> Any:
+        if not isinstance(key, slice):
+            return super().__getitem__(key)
+        start, stop, step = key.indices(len(self))
+        assert start <= stop, f"{bytes(self)!r}[{key.start}:{key.stop}]"
+        return Strict(super().__getitem__(slice(start, stop, step)))
+
+
+def test_the_text_of_every_short_sample() -> None:
+    for size in range(5):
+        for letters in product((b"a", b" ", b"\\", b'"', b"u", b"\xe6", b"\n"), repeat=size):
+            raw = Strict(b"".join(letters))
+            text, seen = _readable(raw)
+            assert seen <= size
+            assert len(text) <= size
+
+
+@pytest.mark.parametrize("size", [*range(8 * 1024 - 2, 8 * 1024 + 3), 8 * 1024 * 40 + 1])
+@pytest.mark.parametrize("letter", [b"A", b"\\\\", b" "])
+def test_the_last_sample_of_a_long_string_may_be_a_byte(size: int, letter: bytes) -> None:
+    body = b'{"a":"' + (letter * size)[: size // len(letter) * len(letter)] + b'"}'
+    for cuts in ([], [size], [size + 6], [size // 2, size + 5]):
+        left = orjson.loads(b"".join(shrunk(body, cuts)))
+        counter = ByteCounter()
+        add_texts(counter, [left["a"]])
+        assert counter.total() == pytest.approx(len(letter * size) / len(letter) / 4, rel=0.55)
+
+
+def test_how_much_is_text() -> None:
+    numbers = orjson.dumps([number / 7 for number in range(100_000)])
+    skeleton = shrunk(numbers, [*range(0, len(numbers), 50_000)])
+    assert b"".join(skeleton) == b""
+    assert skeleton.heavy
+    assert skeleton.text < len(numbers) / 1000  # exponents
+    long = b'["' + b"x" * 100_000 + b'"]'
+    assert shrunk(long, [3, 70_000]).text == 100_000
+    body = b'{"text":' + long[1:-1] + b',"a":' + numbers + b"}"
+    skeleton = shrunk(body, [*range(0, len(body), 50_000)])
+    assert b"".join(skeleton) == b""
+    assert skeleton.text == pytest.approx(100_000, rel=0.04)  # and the samples
+
+
+def test_the_size_of_a_text_that_is_left_out() -> None:
+    left = b"".join(shrunk(b'["' + b"x" * 100_000 + b'"]', []))
+    assert text_size(left[2:-2]) == pytest.approx(100_000, rel=0.01)
+    assert text_size(b"\xe6\xbc\xa2 1") == 5
+    assert text_size(b"") == 0

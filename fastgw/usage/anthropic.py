@@ -13,10 +13,14 @@ from typing import Any, ClassVar
 
 from fastgw.compiled import interpreted
 from fastgw.model import Usage
-from fastgw.usage.api import Api, number, numbers, strings, text, without_data, written
+from fastgw.usage.api import Api, number, numbers, strings, text, without_data
+from fastgw.usage.payload import written
 
-_PATH = re.compile(r"/models/([^/:]+):(stream)?rawpredict", re.IGNORECASE)
-"""Vertex: the model and whether it streams."""
+_PATH = re.compile(
+    r"(?:/publishers/anthropic/models/|/models/(?=[^/:]*claude))([^/:]+):(stream)?rawpredict",
+    re.IGNORECASE,
+)
+"""Vertex: the model and whether it streams; those of other makers speak OpenAI's (see vertex)."""
 
 _EVENTS = frozenset(
     {
@@ -71,7 +75,7 @@ class Anthropic(Api):
 
     def owns(self, message: dict[str, Any]) -> bool:
         """See Api."""
-        return message.get("type") in _EVENTS and "choices" not in message
+        return text(message.get("type")) in _EVENTS and "choices" not in message
 
     def reads(self, usage: dict[str, Any]) -> bool:
         """See Api."""
@@ -128,7 +132,7 @@ class Anthropic(Api):
         """See Api."""
         content = message.get("content") if message.get("type") == "message" else None
         blocks = content if isinstance(content, list) else [message.get("content_block")]
-        return sum(isinstance(each, dict) and each.get("type") in _CALLS for each in blocks)
+        return sum(isinstance(each, dict) and text(each.get("type")) in _CALLS for each in blocks)
 
     def model(self, message: dict[str, Any]) -> str:
         """See Api."""
@@ -156,7 +160,7 @@ def _form(usage: dict[str, Any]) -> Usage | None:
 
 def _block(block: dict[str, Any]) -> list[str]:
     """The text of a content block that the model wrote."""
-    if block.get("type") not in _BLOCKS:
+    if text(block.get("type")) not in _BLOCKS:
         return []
     found = strings(
         {name: block.get(name) for name in ("text", "thinking", "name")},

@@ -15,8 +15,6 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Any, ClassVar
 
-import orjson
-
 from fastgw.compiled import interpreted
 from fastgw.usage.payload import printable, read_object
 
@@ -215,14 +213,6 @@ def strings(value: Any, names: frozenset[str]) -> list[str]:
         elif isinstance(item, list):
             waiting.extend((name, each) for each in reversed(item))
     return found
-
-
-def written(value: Any) -> str:
-    """A tool's arguments, given as a JSON value, as the text that the model wrote."""
-    try:
-        return orjson.dumps(value).decode()
-    except TypeError:
-        return str(value)
 
 
 _DEEP = 12

@@ -14,8 +14,9 @@ from typing import Any, ClassVar
 from fastgw.compiled import interpreted
 from fastgw.model import Usage
 from fastgw.usage.anthropic import ANTHROPIC
-from fastgw.usage.api import Api, member_pattern, number, numbers, strings, without_data, written
+from fastgw.usage.api import Api, member_pattern, number, numbers, strings, without_data
 from fastgw.usage.openai import OPENAI
+from fastgw.usage.payload import written
 
 _PATH = re.compile(
     r"/model/([^/]+)/(converse|invoke|count-tokens)(-stream|-with-response-stream)?$",

@@ -14,6 +14,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
+import orjson
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -83,3 +84,58 @@ read_answered: Callable[[bytes], Answered] = msgspec.json.Decoder(Answered).deco
 
 read_usual: Callable[[bytes | msgspec.Raw], UsualUsage] = msgspec.json.Decoder(UsualUsage).decode
 """Read a usage object. Raises one of UNREADABLE, for a member of another name as well."""
+
+_READ: Final = (
+    "usage", "usageMetadata", "usage_metadata", "meta", "details", "x_groq",
+    "amazon-bedrock-invocationMetrics",
+    "inputTokens", "outputTokens", "cacheReadInputTokens", "cacheWriteInputTokens",
+    "inputTokenCount", "outputTokenCount", "cacheReadInputTokenCount", "cacheWriteInputTokenCount",
+    "prompt_token_count", "generation_token_count",
+    "inputTextTokenCount", "outputTextTokenCount", "totalOutputTextTokenCount",
+    "prompt_eval_count", "eval_count",
+    "model", "modelVersion", "model_id",
+    "error", "type", "object", "event_type", "stopReason", "done",
+)  # fmt: skip
+"""Members of an answer, at its top, that tell what it cost, which model it is of, and of which
+format, in any of them."""
+
+_SEEN: Final = (
+    "choices", "candidates", "promptFeedback", "message", "generated_text", "token",
+    "response", "interaction", "delta", "results",
+)  # fmt: skip
+"""Members that tell the format by being there: large ones, of which nothing else is read."""
+
+_DEEP: Final = ("response", "interaction", "delta", "results")
+"""Of those the ones that may hold a usage, if they are no text."""
+
+_EMPTY: Final[dict[int, Any]] = {ord("{"): {}, ord("["): [], ord('"'): ""}
+
+_Members: Any = msgspec.defstruct(
+    "_Members",
+    [(f"m{at}", msgspec.Raw | msgspec.UnsetType, MISSING) for at in range(len(_READ) + len(_SEEN))],
+    rename={f"m{at}": name for at, name in enumerate(_READ + _SEEN)},
+    gc=False,
+)
+_read_members: Callable[[bytes], Any] = msgspec.json.Decoder(_Members).decode
+
+
+def read_members(data: bytes) -> dict[str, Any] | None:
+    """A large answer without what it holds besides its report: of a member that is not read only
+    its kind is there, of most not even that. None for one that has to be read in full."""
+    try:
+        said = _read_members(data)
+        found: dict[str, Any] = {}
+        for at, name in enumerate(_READ + _SEEN):
+            raw = getattr(said, f"m{at}")
+            if raw is MISSING:
+                continue
+            value = bytes(raw) if at < len(_READ) else memoryview(raw)
+            if at < len(_READ) or value[0] not in _EMPTY:
+                found[name] = orjson.loads(value)
+                continue
+            found[name] = _EMPTY[value[0]]
+            if name in _DEEP and found[name] != "":
+                return None
+    except UNREADABLE:
+        return None
+    return found

@@ -69,7 +69,7 @@ class Cohere(Api):
         """See Api."""
         usage = message.get("usage", message.get("meta"))
         return (
-            message.get("type") in _EVENTS
+            text(message.get("type")) in _EVENTS
             or isinstance(message.get("event_type"), str)
             or (isinstance(usage, dict) and ("billed_units" in usage or "tokens" in usage))
         )

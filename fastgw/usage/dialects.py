@@ -19,6 +19,7 @@ from fastgw.usage.gemini import GEMINI
 from fastgw.usage.ollama import OLLAMA
 from fastgw.usage.openai import OPENAI
 from fastgw.usage.tgi import TGI_API
+from fastgw.usage.vertex import VERTEX
 from fastgw.usage.watsonx import WATSONX
 
 if TYPE_CHECKING:
@@ -104,7 +105,7 @@ class Dialect(NamedTuple):
 
 
 def _dialect(*apis: Api, credential: str = "", asks: bool = True) -> Dialect:
-    return Dialect(apis, Several(*apis), credential, asks)
+    return Dialect((*apis, VERTEX), Several(*apis), credential, asks)
 
 
 _BEARER = OPENAI.credential
@@ -130,6 +131,6 @@ DIALECTS: dict[str, Dialect] = {
     "vllm": _COMPATIBLE,
     "sglang": _COMPATIBLE,
     "llamacpp": _COMPATIBLE,
-    "auto": Dialect(_ALL, Several(OPENAI, *_ALL[:-1])),
+    "auto": Dialect((*_ALL, VERTEX), Several(OPENAI, *_ALL[:-1])),
 }
 """By the name in the configuration."""

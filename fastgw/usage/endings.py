@@ -14,6 +14,7 @@ from fastgw.usage.cohere import COHERE
 from fastgw.usage.gemini import GEMINI
 from fastgw.usage.ollama import OLLAMA
 from fastgw.usage.openai import OPENAI
+from fastgw.usage.vertex import VERTEX
 
 if TYPE_CHECKING:
     from fastgw.model import Usage
@@ -336,7 +337,7 @@ class CohereEnding(Ending):
 
 def ending_for(api: Api, operation: str) -> Ending:
     """How the streams of an operation end."""
-    if api is OPENAI:
+    if api is OPENAI or api is VERTEX:
         return ResponsesEnding() if operation == "responses" else ChoicesEnding(operation == "chat")
     if api is ANTHROPIC:
         return MessageEnding()

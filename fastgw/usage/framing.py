@@ -42,6 +42,14 @@ MOST_WHOLE = 256 * 1024
 """A message of AWS up to this size is kept as it is. Events have some hundred bytes."""
 
 
+_FIELD = re.compile(rb"(?:\xef\xbb\xbf)?\s*+(?:(?:data|event|id|retry)?:|$)")
+
+
+def begins_events(start: bytes) -> bool:
+    """Whether these may be the first bytes of server-sent events: of a field, or of a comment."""
+    return _FIELD.match(start) is not None
+
+
 class Framer(Protocol):
     """Cuts a byte stream into events."""
 

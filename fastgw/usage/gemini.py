@@ -13,7 +13,8 @@ from typing import Any, ClassVar
 
 from fastgw.compiled import interpreted
 from fastgw.model import Usage
-from fastgw.usage.api import Api, member_pattern, numbers, text, without_data, written
+from fastgw.usage.api import Api, member_pattern, numbers, text, without_data
+from fastgw.usage.payload import written
 
 _PATH = re.compile(r"/(?:models|tunedmodels|endpoints)/([^/:]+):([a-z]+)$", re.IGNORECASE)
 _METHODS = {

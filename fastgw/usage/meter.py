@@ -23,6 +23,7 @@ from fastgw.skeleton import add_texts
 from fastgw.sse import EventFramer
 from fastgw.usage.estimate import BYTES_PER_TOKEN
 from fastgw.usage.payload import Inflater, read_object, read_objects
+from fastgw.usage.report import Report
 from fastgw.usage.shape import Reader
 from fastgw.usage.tokens import counter_for
 
@@ -49,7 +50,11 @@ EVENT_FRAME = 220
 """Bytes of an event that are not text, about."""
 
 LAST_EVENTS = 2048
-"""Bytes at the end of a stream in which an error is looked for, or an event more."""
+"""Bytes at the end of a stream in which an error is looked for, or an event more; and bytes after
+a report that are read for text, before all is counted."""
+
+FIRST_EVENTS = 8
+"""Events in which the name of the model is looked for."""
 
 _NEVER = secrets.token_bytes(16)
 """The end of no read: nobody knows it."""
@@ -153,6 +158,7 @@ class StreamMeter(Meter):
         "_mark",
         "_passed",
         "_reader",
+        "_report",
         "_room",
         "_search",
         "_strip",
@@ -177,7 +183,8 @@ class StreamMeter(Meter):
         ends = self._framer.ENDS
         self._end = ends[0] if ends else _NEVER
         self._strip = strip
-        self._usage: dict[str, Any] = {}
+        self._report = Report(api)
+        self._usage = self._report.said
         self._blocks: list[bytes] = []
         self._room = KEEP_BYTES  # for more of them
         self._lease: _Lease | None = None  # of more room
@@ -239,7 +246,12 @@ class StreamMeter(Meter):
         if self._passed:
             self._passed = False  # its head is out already: all of it goes
             return data
-        return stripped if self._strip else data
+        if not self._strip:
+            return data
+        if framer.held > HELD_EVENT:  # the next event is large already: no report
+            self._passed = True
+            return stripped + framer.rest()
+        return stripped
 
     def _hold(self, data: bytes) -> bytes:
         """The unfinished event grows: hold it, unless it is too large to be the one to strip."""
@@ -258,8 +270,7 @@ class StreamMeter(Meter):
         counter.add_bytes(framer.lost)
         framer.lost = 0
         usage = self._api.usage_at_end(framer.tail)
-        if usage:
-            self._merge(usage)
+        if usage and self._report.add(usage):
             self._at_report = counter.total()
             self.told += 1
 
@@ -281,8 +292,8 @@ class StreamMeter(Meter):
                     continue
                 usage = self._api.usage_object(message)
                 if usage is not None:
-                    self._merge(usage)
-                    reported = end
+                    if self._report.add(usage):
+                        reported = end
                     if self._strip and self._api.is_usage_only(message):
                         kept.append(block[at:start])
                         at = end
@@ -294,11 +305,6 @@ class StreamMeter(Meter):
             self._blocks[-1:] = [block[:reported], rest] if rest else [block]
             self._covered = len(self._blocks) - bool(rest)
         return b"".join(kept)
-
-    def _merge(self, usage: dict[str, Any]) -> None:
-        for name, value in usage.items():
-            if value is not None:
-                self._usage[name] = value
 
     def _make_room(self) -> None:
         """More waits than may: allow more, or count what came first."""
@@ -417,10 +423,16 @@ class StreamMeter(Meter):
         return Metered(usage, model, error, reported)
 
     def _ends_there(self) -> bool:
-        """Whether the last report ended the answer."""
-        return self._covered >= 0 and all(
-            block.strip() in _NOTHING for block in self._blocks[self._covered :]
-        )
+        """Whether the last report ended the answer: no text follows it, as far as one may look."""
+        if self._covered < 0:
+            return False
+        rest = [block for block in self._blocks[self._covered :] if block.strip() not in _NOTHING]
+        if not rest:
+            return True
+        if sum(map(len, rest)) > LAST_EVENTS:
+            return False
+        reader = Reader(self._api, self._framer)  # as of Anthropic, whose last event is another
+        return not any(reader.texts(b"".join(rest))) and not reader.calls
 
     def _counted(self, usage: Usage | None, complete: bool, prompt: Callable[[], int]) -> Usage:
         """The usage that was reported, and what came since then, counted."""
@@ -448,17 +460,22 @@ class StreamMeter(Meter):
         return any(self._api.failed(message) for message in messages if message is not None)
 
     def _model(self) -> str:
-        """The model that the first event names."""
+        """The model that the first event names; Azure's first one names none."""
         if self._answered is None:
+            seen = 0
             for block in self._blocks:
                 first = block.find(b"\n\n") + 2  # of many events one is enough, mostly
                 parts = (block[:first], block[first:]) if first > 1 else (block,)
                 for part in parts:
                     for payload in self._framer.payloads(part):
                         message = read_object(payload)
-                        if message is not None:
-                            self._answered = self._api.model(message)
-                            return self._answered
+                        if message is None:
+                            continue
+                        name = self._api.model(message)
+                        seen += 1
+                        if name or seen == FIRST_EVENTS:
+                            self._answered = name
+                            return name
         return self._answered or ""
 
 

@@ -12,7 +12,8 @@ from typing import Any, ClassVar
 
 from fastgw.compiled import interpreted
 from fastgw.model import Usage
-from fastgw.usage.api import UNKNOWN, Api, numbers, strings, text, written
+from fastgw.usage.api import UNKNOWN, Api, numbers, strings, text
+from fastgw.usage.payload import written
 
 _NAMES = ("prompt_eval_count", "eval_count")
 _COUNT = re.compile(rb'"((?:prompt_)?eval_count)"\s*:\s*(\d{1,13})')

@@ -39,6 +39,42 @@ def printable(text: str) -> str:
     return text if text.isascii() else text.encode("utf-8", "replace").decode()
 
 
+def rewritten(value: Any) -> bytes | None:
+    """JSON of what others wrote: with escapes where orjson refuses a lone surrogate; None of what
+    is nested too deep."""
+    try:
+        return orjson.dumps(value)
+    except TypeError:
+        try:
+            return json.dumps(value).encode()
+        except (ValueError, RecursionError):
+            return None
+
+
+def written(value: Any) -> str:
+    """A JSON value as the text that somebody wrote, a tool's arguments or its schema. Of one that
+    cannot be written again (nested too deep, with a lone surrogate) the names and texts in it. Not
+    recursive: how deep it is, is for others to choose."""
+    try:
+        return orjson.dumps(value).decode()
+    except TypeError:
+        pass
+    found: list[str] = []
+    waiting = [value]
+    while waiting:
+        item = waiting.pop()
+        if isinstance(item, str):
+            found.append(printable(item))
+        elif isinstance(item, dict):
+            found.extend(map(printable, item))
+            waiting.extend(item.values())
+        elif isinstance(item, list):
+            waiting.extend(item)
+        else:
+            found.append(repr(item))
+    return " ".join(found)
+
+
 def read_objects(pieces: Iterable[bytes]) -> Iterator[dict[str, Any]]:
     """The JSON objects among `pieces`; what is none is left out. Read as one array where all are
     sound, which is half the cost."""

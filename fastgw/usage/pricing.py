@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 
 MILLION = 1_000_000
 _NEVER = 2**62
+LONGEST = 256
+"""Characters of a model's name whose price is kept."""
 _REMEMBERED = 10_000
 """Models of which the answer is remembered: clients may name any."""
 
@@ -177,7 +179,9 @@ class PriceBook:
             pass
         if len(self._found) >= _REMEMBERED:
             self._found.clear()
-        found = self._found[key] = self._search(upstream, model)
+        found = self._search(upstream, model)
+        if len(model) <= LONGEST:  # a longer one is not kept: its length is the client's choice
+            self._found[key] = found
         return found
 
     def _search(self, upstream: str, model: str) -> Price | None:

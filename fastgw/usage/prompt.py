@@ -12,10 +12,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import orjson
-
 from fastgw.skeleton import add_texts, is_part
 from fastgw.usage.estimate import ByteCounter
+from fastgw.usage.payload import written
 from fastgw.usage.tokens import SLICE, TokenCounter, counter_for
 from fastgw.usage.vocabulary import family_of, loaded
 
@@ -69,7 +68,7 @@ def counted(request: dict[str, Any], model: str, counter: Counter | None = None)
     tools = request.get("tools")
     if isinstance(tools, list) and tools:
         of_tools = type(counter)() if isinstance(counter, ByteCounter) else counter_for(model)
-        _take([_written(tools)], of_tools)
+        _take([written(tools)], of_tools)
         extra += family.tools + of_tools.total() * family.schema // 1000
     return max(1, counter.total() + extra)
 
@@ -114,13 +113,6 @@ def _take(texts: list[str], counter: Counter) -> None:
         return
     for text in texts:
         counter.add(text)
-
-
-def _written(tools: list[Any]) -> str:
-    try:
-        return orjson.dumps(tools).decode()
-    except TypeError:  # too deep, or a lone surrogate
-        return str(tools)
 
 
 def _walk(value: Any, texts: list[str]) -> int:

@@ -145,16 +145,21 @@ def refuse_unmeterable(operation: str, message: dict[str, Any]) -> None:
 
 def output_limit(api: Api, operation: str, message: dict[str, Any], default: int) -> int:
     """Output tokens that an answer may have: what the request allows, times its choices; `default`
-    for each where it allows any number. 0 for an operation that makes no text."""
+    for each where it allows any number. 0 for an operation that makes no text. Of several limits
+    the largest counts: a provider that does not know one of them keeps to another. Raises BadBody
+    for one that is no number, which some providers would obey, and some not."""
     if operation not in api.LIMITS:
         return 0
-    found = default
+    found = -1
     for name in api.LIMITS[operation]:
-        value = _member(message, name) if "." in name else message.get(name)
-        if type(value) is int and value >= 0:
-            found = value
+        value = _number(message, name)
+        if value is None:
+            continue
+        if value < 0:
+            found = -1
             break
-    return found * _choices(api, message)
+        found = max(found, value)
+    return (found if found >= 0 else default) * _choices(api, message)
 
 
 def limit_output(api: Api, operation: str, message: dict[str, Any], room: int) -> int:
@@ -194,14 +199,29 @@ def _member(message: dict[str, Any], name: str) -> Any:
     return place
 
 
+def _number(message: dict[str, Any], name: str) -> int | None:
+    """The whole number of that name, None without one. Raises BadBody for anything else."""
+    value = _member(message, name) if "." in name else message.get(name)
+    if type(value) is int:
+        return value
+    if value is None or value is _MISSING:
+        return None
+    if type(value) is float and value.is_integer():
+        return int(value)
+    raise BadBody(f"{name!r} must be a whole number")
+
+
 def _choices(api: Api, message: dict[str, Any]) -> int:
-    """Answers that are made, and paid for."""
-    most = 0
+    """Answers that are made, and paid for: some for each prompt of a list."""
+    most = 1
     for name in api.CHOICES:
-        value = _member(message, name) if "." in name else message.get(name)
-        if type(value) is int and value > most:
+        value = _number(message, name)
+        if value is not None and value > most:
             most = value
-    return most or 1
+    prompts = message.get("prompt")
+    if type(prompts) is list and len(prompts) > 1 and type(prompts[0]) is not int:
+        most *= len(prompts)
+    return most
 
 
 def without_usage(body: bytes) -> bytes:

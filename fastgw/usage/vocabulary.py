@@ -68,10 +68,14 @@ _FAMILIES = [
 ]
 
 
-@lru_cache(maxsize=1024)
 def family_of(model: str) -> Family:
     """The family of a model by its name: dated, fine-tuned or prefixed by a maker or region."""
-    name = model[:200].lower()
+    return _family_of(model[:200])
+
+
+@lru_cache(maxsize=1024)
+def _family_of(model: str) -> Family:
+    name = model.lower()
     for pattern, family in _FAMILIES:
         if pattern.search(name) is not None:
             return family

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from fastgw.usage.meter import StreamMeter
+from fastgw.usage.answer import EventMeter
 from fastgw.usage.payload import read_objects
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from fastgw.usage.framing import Framer
 
 
-class WatchedMeter(StreamMeter):
+class WatchedMeter(EventMeter):
     """Watches a stream; `ending` is shown its events as they are counted."""
 
     __slots__ = ("ending",)

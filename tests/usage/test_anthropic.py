@@ -146,6 +146,9 @@ def test_usage_at_the_end_of_a_large_answer_three_levels_deep() -> None:
         ("/projects/p/publishers/anthropic/models/claude-x@1:streamRawPredict", "chat",
          "claude-x@1", True),
         ("/projects/p/publishers/anthropic/models/claude-x:rawPredict", "chat", "claude-x", False),
+        ("/models/claude-x:rawPredict", "chat", "claude-x", False),
+        ("/projects/p/publishers/mistralai/models/mistral-x:rawPredict", "", "", None),
+        ("/models/mistral-x:streamRawPredict", "", "", None),
         ("/chat/completions", "", "", None),
     ],
 )  # fmt: skip

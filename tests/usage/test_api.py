@@ -15,8 +15,8 @@ from fastgw.usage.api import (
     strings,
     text,
     without_data,
-    written,
 )
+from fastgw.usage.payload import written
 
 
 @pytest.mark.parametrize(

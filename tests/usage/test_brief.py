@@ -10,8 +10,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fastgw.recorder import _verbatim
+from fastgw.usage import bedrock, ollama
 from fastgw.usage.answer import read_answer
-from fastgw.usage.brief import MISSING, UNREADABLE, read_answered, read_asked
+from fastgw.usage.brief import (
+    _READ,
+    _SEEN,
+    MISSING,
+    UNREADABLE,
+    read_answered,
+    read_asked,
+    read_members,
+)
+from fastgw.usage.dialects import DIALECTS
 from fastgw.usage.openai import OPENAI, normal_form, usual
 from fastgw.usage.payload import read_object
 
@@ -154,6 +164,52 @@ def test_bytes_that_no_log_could_carry_are_not_usual(name: bytes, odd: bytes) ->
     assert found.usage == (3, 4, 0, 0, 0, "reported", 0)
     assert not isinstance(found.reported, bytes)
     orjson.loads(b'{"x":1%b}' % _verbatim(found.reported or {}))
+
+
+_COUNTED = st.dictionaries(
+    st.sampled_from(
+        ["input_tokens", "output_tokens", "total_tokens", "inputTokens", "totalTokenCount",
+         "tokens", "generated_tokens", "tokenCount", "generated_token_count", "usage"]
+    ),
+    st.integers(0, 9) | st.just({"input_tokens": 3}),
+)  # fmt: skip
+_ANSWERS = st.dictionaries(
+    st.sampled_from([*_READ, *_SEEN, "content", "data"]),
+    st.integers(0, 9)
+    | st.sampled_from([None, "message", "response", "list", "x" * 99, True, []])
+    | _COUNTED
+    | st.lists(_COUNTED, max_size=2),
+)
+
+
+@given(_ANSWERS)
+def test_the_top_of_an_answer_says_what_the_whole_says_or_nothing(whole: dict[str, Any]) -> None:
+    top = read_members(orjson.dumps(whole))
+    if top is None:
+        return
+    assert top.keys() <= whole.keys()
+    for api in {*DIALECTS["auto"].apis, DIALECTS["auto"].any}:
+        usage = api.usage_object(top)
+        if usage is None:
+            continue
+        assert usage == api.usage_object(whole)
+        assert api.failed(top) == api.failed(whole)
+        if not isinstance(whole.get("message"), dict):
+            assert api.model(top) == api.model(whole)
+
+
+def test_the_top_of_an_answer_has_all_that_stands_beside_its_text() -> None:
+    flat = {name for names in bedrock._OWN for name in names if name}
+    assert flat | {bedrock._METRICS, *ollama._NAMES} <= {*_READ}
+    for body in (b"[]", b"{", b'{"usage":"\\ud800"}', b'{"results":[{}]}', b"\xff"):
+        assert read_members(body) is None
+    body = b'{"choices":[1,2],"message":{"a":1},"done":true,"data":[3],"generated_text":"x"}'
+    assert read_members(body) == {
+        "choices": [],
+        "message": {},
+        "done": True,
+        "generated_text": "",
+    }
 
 
 _USAGE = b'"usage":{"prompt_tokens":3,"completion_tokens":4,"total_tokens":7}'

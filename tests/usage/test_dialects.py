@@ -152,3 +152,17 @@ def test_formats_are_told_apart_by_content(body: dict[str, Any]) -> None:
 )
 def test_decoys_are_not_believed(decoy: dict[str, Any]) -> None:
     assert watch(AUTO, sse, decoy, CHUNK).usage == Usage(PROMPT, 1, source="counted")
+
+
+@pytest.mark.parametrize("odd", [[], {}, [{}], 1, None, 1.5, True])
+def test_a_type_that_is_no_text_says_nothing(odd: Any) -> None:
+    block = {"type": odd, "text": "Hello"}
+    message = {"type": odd, "event_type": odd, "object": odd, "content_block": block}
+    answer = {"type": "message", "content": [block]}
+    for whole in (message, {**message, "content": [block]}, answer):
+        for api in {*DIALECTS["auto"].apis, AUTO}:
+            assert api.usage_object(whole) is None
+            assert not api.failed(whole)
+            assert api.calls(whole) == 0
+            assert isinstance(api.texts(whole), list)
+            assert api.model(whole) == ""

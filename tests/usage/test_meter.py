@@ -13,7 +13,9 @@ from hypothesis import strategies as st
 from fastgw.model import Usage
 from fastgw.sse import EventFramer
 from fastgw.usage.answer import KEEP_BODY, JsonMeter
+from fastgw.usage.estimate import ByteCounter
 from fastgw.usage.meter import (
+    FIRST_EVENTS,
     HELD_EVENT,
     KEEP_BYTES,
     KEEP_LONG,
@@ -167,6 +169,40 @@ def test_a_usage_without_a_count_is_no_report(usage: dict[str, object]) -> None:
             assert found.usage == Usage(7, 3, source="counted")
 
 
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"prompt_tokens": 10, "completion_tokens": -1, "total_tokens": 9},
+        {"total_tokens": None, "completion_tokens_details": {"reasoning_tokens": 0}},
+    ],
+)
+def test_a_report_that_says_nothing_covers_no_text_and_erases_no_report(
+    bad: dict[str, object],
+) -> None:
+    empty = event({"choices": [], "usage": bad})
+    report = delta("a", usage={"prompt_tokens": 10, "completion_tokens": 500})
+    for body in (report + delta("x" * 400) + empty, report + empty + delta("x" * 400)):
+        for complete in (True, False):
+            for strip in (True, False):
+                _, found = watch(body, complete=complete, strip=strip)
+                assert found.usage == Usage(10, 600, source="counted")
+    _, found = watch(delta("x" * 400) + empty + DONE)
+    assert found.usage == Usage(7, 100, source="counted")
+    assert watch(delta("x" * 400) + empty + DONE, strip=True)[0] == delta("x" * 400) + DONE
+
+
+@pytest.mark.parametrize("first", [1, 7])
+@pytest.mark.parametrize("name", [{"model": ""}, {"model": None}, {}])
+def test_the_model_is_named_by_one_of_the_first_events(first: int, name: dict[str, Any]) -> None:
+    """Azure's first event has its filters and no model."""
+    unnamed = event({"choices": [], "prompt_filter_results": [], **name}) * first
+    for body in (unnamed + TEXT + EXTRA + DONE, unnamed + delta("four") * 9000):
+        for cuts in ([], [*range(200, len(body), 5000)]):
+            assert watch(body, cuts)[1].model == "m-1"
+    many = event({"choices": [], **name}) * FIRST_EVENTS
+    assert watch(many + TEXT)[1].model == ""
+
+
 def test_words_in_the_text_are_no_usage() -> None:
     body = delta('"usage": {"prompt_tokens": 1}') + DONE
     out, found = watch(body, strip=True)
@@ -210,6 +246,42 @@ def test_a_report_covers_the_text_before_it_however_our_count_differs(size: int)
 def test_an_interim_zero_covers_nothing() -> None:
     body = delta("x" * 40, usage={"prompt_tokens": 10, "completion_tokens": 0})
     assert watch(body, complete=False)[1].usage == Usage(10, 10, source="counted")
+
+
+@looks_inside
+@pytest.mark.parametrize(
+    ("after", "since", "reads"),
+    [
+        (b"", 0, False),
+        (event({"type": "end"}), 0, False),
+        (b"event: end\r\ndata: {}\r\n\r\n: ping\n\n", 0, False),
+        (delta(""), 0, False),
+        (event({"type": "end", "of": "x" * LAST_EVENTS}), 0, True),  # too much to look at
+        (delta("12345678"), 2, True),
+        (event({"choices": [{"delta": {"tool_calls": [{"function": {"arguments": "1234"}}]}}]}), 1,
+         True),
+    ],
+)  # fmt: skip
+def test_nothing_is_counted_where_no_text_follows_the_report(
+    monkeypatch: pytest.MonkeyPatch, after: bytes, since: int, reads: bool
+) -> None:
+    """So no vocabulary is loaded for it."""
+    made: list[str] = []
+
+    def counter(model: str) -> ByteCounter:
+        made.append(model)
+        return ByteCounter()
+
+    monkeypatch.setattr("fastgw.usage.meter.counter_for", counter)
+    for end in (b"", DONE):
+        made.clear()
+        meter = StreamMeter(OPENAI)
+        meter.feed(TEXT + EXTRA + after + end)
+        so_far = meter.interim(lambda: 7)
+        assert (so_far.input_tokens, so_far.source, made) == (10, "reported", [])
+        found = meter.finish(True, lambda: 7).usage
+        assert found == Usage(10, 9 + since, source="counted" if since else "reported")
+        assert made == (["m-1"] if reads else [])
 
 
 def test_long_streams_are_folded_and_not_kept() -> None:

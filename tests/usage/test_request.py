@@ -194,11 +194,17 @@ def test_background_responses_are_refused_under_a_budget() -> None:
     [
         ("chat", {}, 1000),
         ("chat", {"max_tokens": 7}, 7),
-        ("chat", {"max_tokens": 7, "max_completion_tokens": 5}, 5),
+        ("chat", {"max_tokens": 7, "max_completion_tokens": 5}, 7),
+        ("chat", {"max_tokens": 7, "max_completion_tokens": 9}, 9),
+        ("chat", {"max_tokens": 7, "max_completion_tokens": None}, 7),
+        ("chat", {"max_tokens": -1, "max_completion_tokens": 5}, 1000),
         ("chat", {"max_tokens": 7, "n": 3}, 21),
-        ("chat", {"max_tokens": "7", "n": "x"}, 1000),
+        ("chat", {"max_tokens": 7.0, "n": 3.0}, 21),
         ("chat", {"max_tokens": -1}, 1000),
-        ("chat", {"max_tokens": True}, 1000),
+        ("text_completion", {"max_tokens": 7, "prompt": ["a", "b", "c"], "n": 2}, 42),
+        ("text_completion", {"max_tokens": 7, "prompt": [[1, 2], [3]]}, 14),
+        ("text_completion", {"max_tokens": 7, "prompt": [1, 2, 3]}, 7),
+        ("text_completion", {"max_tokens": 7, "prompt": ["a"]}, 7),
         ("text_completion", {"max_tokens": 7, "n": 2, "best_of": 4}, 28),
         ("responses", {"max_output_tokens": 9, "max_tokens": 3}, 9),
         ("embeddings", {"max_tokens": 9}, 0),
@@ -209,6 +215,16 @@ def test_the_output_that_a_request_allows(
     operation: str, message: dict[str, Any], tokens: int
 ) -> None:
     assert output_limit(OPENAI, operation, message, 1000) == tokens
+
+
+@pytest.mark.parametrize(
+    "message",
+    [{"max_tokens": "7"}, {"max_tokens": True}, {"max_tokens": 7.5}, {"max_tokens": 7, "n": "2"},
+     {"max_tokens": 7, "max_completion_tokens": [9]}, {"max_tokens": float("inf")}],
+)  # fmt: skip
+def test_a_limit_that_is_no_number_is_refused(message: dict[str, Any]) -> None:
+    with pytest.raises(BadBody, match="must be a whole number"):
+        output_limit(OPENAI, "chat", message, 1000)
 
 
 @pytest.mark.parametrize(

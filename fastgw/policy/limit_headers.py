@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
 LONG = 60
 """Seconds to the reset past which an SDK is told not to wait: several sleep for all of it."""
+NOT_AGAIN = ("x-should-retry", "false")
 
 
 def limit_fields(accounts: tuple[Account, ...], now: float) -> bytes:
@@ -58,40 +59,63 @@ def _unit(limit: Limit) -> tuple[tuple[str, str], ...]:
     return (("x-ratelimit-unit", "micro-usd"),) if limit.unit == "usd" else ()
 
 
-def _no_room(account: Account, who: str, now: float) -> BudgetExceeded:
-    """Running requests hold what is left: they may give it back at any time."""
+def _spent(account: Account) -> str:
     limit = account.limit
-    return BudgetExceeded(
-        f"rate limit exceeded: budget '{limit.name}'{who} has used {_state(account)}; "
-        "what is left is held by running requests",
-        (
-            *_unit(limit),
-            ("x-ratelimit-limit", str(limit.shown(limit.amount))),
-            ("x-ratelimit-remaining", str(limit.shown(account.remaining))),
-            ("x-ratelimit-reset", str(_reset(account, now))),
-            ("retry-after", "1"),
-        ),
+    who = f" ({', '.join(account.values)})" if account.values else ""
+    return f"rate limit exceeded: budget '{limit.name}'{who} has used {_state(account)}"
+
+
+def _headers(account: Account, reset: int, retry_after: int) -> tuple[tuple[str, str], ...]:
+    """What a request may have at this moment is `remaining`: less than this one needs."""
+    limit = account.limit
+    return (
+        *_unit(limit),
+        ("x-ratelimit-limit", str(limit.shown(limit.amount))),
+        ("x-ratelimit-remaining", str(limit.shown(account.remaining))),
+        ("x-ratelimit-reset", str(reset)),
+        ("retry-after", str(retry_after)),
     )
+
+
+def _no_room(account: Account, now: float) -> BudgetExceeded:
+    """Running requests hold what is left: they may give it back at any time."""
+    return BudgetExceeded(
+        f"{_spent(account)}; what is left is held by running requests",
+        _headers(account, _reset(account, now), 1),
+    )
+
+
+def _for_good(account: Account, now: float, why: str, *, hope: bool = True) -> BudgetExceeded:
+    """Whatever running requests give back, the reset has to be waited for; without `hope` that does
+    not help either."""
+    if account.end >= FAR:
+        reset, after, when = 0, LONG, "it is never reset"
+        hope = False
+    else:
+        reset = after = max(1, int(account.end - now) + 1)
+        when = f"it resets in {reset} s"
+    headers = _headers(account, reset, after)
+    if reset > LONG or not hope:
+        headers = (*headers, NOT_AGAIN)
+    return BudgetExceeded(f"{_spent(account)}; {why}{when}", headers)
 
 
 def exceeded(account: Account, now: float) -> BudgetExceeded:
     """The refusal of a request whose `account` is used up, or has too little room for it."""
+    return _for_good(account, now, "") if account.used_up else _no_room(account, now)
+
+
+def too_large(
+    account: Account, now: float, cost: int, mend: str, *, hope: bool = True
+) -> BudgetExceeded:
+    """The refusal of a request that may cost more than its `account`, a hard cap, has not used:
+    nothing that running requests hold is enough for it. `cost` in the limit's unit; `mend`: what
+    the client can do but wait, "" if there is nothing. `hope`: whether the next window has room."""
     limit = account.limit
-    who = f" ({', '.join(account.values)})" if account.values else ""
-    if not account.used_up:
-        return _no_room(account, who, now)
-    reset = max(1, int(account.end - now) + 1)
-    headers = [
-        *_unit(limit),
-        ("x-ratelimit-limit", str(limit.shown(limit.amount))),
-        ("x-ratelimit-remaining", "0"),
-        ("x-ratelimit-reset", str(reset)),
-        ("retry-after", str(reset)),
-    ]
-    if reset > LONG:
-        headers.append(("x-should-retry", "false"))
-    return BudgetExceeded(
-        f"rate limit exceeded: budget '{limit.name}'{who} has used {_state(account)}; "
-        f"it resets in {reset} s",
-        tuple(headers),
-    )
+    left = limit.words(max(0, limit.amount - account.count.spent))
+    why = f"this request may cost {limit.words(cost)}, what is left is {left}; "
+    if not hope:
+        why += "no window has room for it; "
+    if mend:
+        why += f"{mend}, or wait: " if hope else f"{mend}; "
+    return _for_good(account, now, why, hope=hope)

@@ -15,6 +15,8 @@ import redis
 from tests.processes import ALICE, BOB, chat, settled
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from tests.e2e.conftest import StartGateway
     from tests.processes import Gateway
     from tests.redis_server import RedisServer
@@ -81,6 +83,47 @@ def test_a_request_that_may_cost_too_much_is_refused_and_nothing_is_taken(
     assert row(gateway)["used"] == 38
 
 
+@pytest.fixture(params=["sqlite", "redis"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    if request.param == "sqlite":
+        return f"sqlite:{tmp_path}/shared.db"
+    return str(request.getfixturevalue("redis_server").url)
+
+
+def test_what_no_running_request_can_give_back_is_not_waited_for(
+    store: str, start: StartGateway
+) -> None:
+    options = {"store": store, "budgets": CAP.format(limit=100, more='wait = "20s"')}
+    one, other = start(**options), start(**options)
+    status, headers, _ = chat(one, ALICE)  # without max_tokens: all that the limit allows
+    assert (status, headers["x-ratelimit-remaining"]) == (200, "0")
+    settled(one)
+
+    began = time.monotonic()
+    status, headers, body = chat(other, ALICE)
+    assert time.monotonic() - began < 5
+    assert status == 429
+    message = orjson.loads(body)["error"]["message"]
+    assert "rate limit exceeded: budget 'cap' (alice) has used 19 of 100 tokens" in message
+    assert "may cost 4105 tokens, what is left is 81 tokens; send a max_tokens" in message
+    assert f"it resets in {headers['retry-after']} s" in message
+    assert headers["x-ratelimit-reset"] == headers["retry-after"]
+    assert headers["x-ratelimit-limit"] == "100"
+    if int(headers["retry-after"]) > 60:
+        assert headers["x-should-retry"] == "false"
+
+    with ThreadPoolExecutor(2) as pool:
+        slow = pool.submit(chat, one, ALICE, stub="first=1", max_tokens=60)
+        while not row(one)["held"]:
+            time.sleep(0.02)
+        assert chat(other, ALICE, max_tokens=73)[0] == 429
+        assert not slow.done()
+        assert chat(other, ALICE, max_tokens=50)[0] == 200  # after the other has given back
+        assert slow.result()[0] == 200
+    drained(one)
+    assert drained(other)["used"] == 57
+
+
 def test_a_request_waits_for_what_running_ones_give_back(start: StartGateway) -> None:
     gateway = start(budgets=CAP.format(limit=100, more='wait = "20s"'))
     with ThreadPoolExecutor(2) as pool:
@@ -103,7 +146,7 @@ def test_an_answer_is_limited_to_what_is_left(start: StartGateway, provider: Any
     assert drained(gateway)["used"] == 69
     status, _, _ = chat(gateway, ALICE, max_tokens=9, stub="prompt=22;events=9")
     assert status == 200
-    assert chat(gateway, ALICE, max_tokens=5000)[0] == 429  # the prompt alone is too much
+    assert chat(gateway, ALICE, max_tokens=5000)[0] == 429  # nothing is left
 
 
 def test_requests_at_one_time(start: StartGateway) -> None:

@@ -142,6 +142,25 @@ def test_errors_arrive_as_the_sdk_knows_them(gateway: Gateway) -> None:
     assert unknown.value.code == "invalid_api_key"
 
 
+def test_what_cannot_fit_is_asked_for_once(start: StartGateway, provider: Provider) -> None:
+    budget = """
+[[budgets]]
+name = "cap"
+limit = 100
+admission = "reserve"
+window = "year"
+"""
+    gateway = start(budgets=budget)
+    with openai.OpenAI(api_key=ALICE, base_url=f"{gateway.url}/openai") as client:
+        client.chat.completions.create(model=MODEL, messages=MESSAGES)
+        settled(gateway)
+        with pytest.raises(openai.RateLimitError, match="what is left is 81 tokens") as refused:
+            client.chat.completions.create(model=MODEL, messages=MESSAGES)
+        assert refused.value.code == "budget_exceeded"
+        client.chat.completions.create(model=MODEL, messages=MESSAGES, max_tokens=50)
+    assert [line["status"] for line in gateway.access_log()] == [200, 429, 200]
+
+
 def test_a_stream_that_the_provider_cuts_raises_in_the_sdk(
     client: openai.OpenAI, roomy: Gateway
 ) -> None:

@@ -9,6 +9,7 @@ from fastgw import clock
 from fastgw.access_log import quote
 from fastgw.metrics import clean
 from fastgw.money import NANO
+from fastgw.policy.admission import shortened
 from fastgw.sse import CR, LF
 from fastgw.turn import Turn
 from fastgw.usage.payload import read_object
@@ -30,6 +31,9 @@ _monotonic: Final = clock.monotonic
 _wall: Final = clock.wall
 
 _RECORDS_OF_A_PLAN: Final = 64
+_NAMES: Final = 512
+"""Characters of both models by which a record is kept: they are as long as client and provider
+like."""
 
 _TOLD = 1000
 """Models without price of which the log tells, once each."""
@@ -146,7 +150,7 @@ class Recorder:
                 record = plan.records.get(alike) if plan is not None else None
                 if record is None:
                     record = self._record(exchange, address, verdict, alike)
-                    if plan is not None:
+                    if plan is not None and len(exchange.model) + len(verdict.model) <= _NAMES:
                         if len(plan.records) >= _RECORDS_OF_A_PLAN:
                             plan.records.clear()
                         plan.records[alike] = record
@@ -235,7 +239,7 @@ class Recorder:
                     verdict.usage.source.encode(),
                 ),
             )
-            if plan is not None:
+            if plan is not None and len(asked) + len(answered) <= _NAMES:
                 if len(plan.lines) >= _RECORDS_OF_A_PLAN:
                     plan.lines.clear()
                 plan.lines[alike] = lines
@@ -275,12 +279,13 @@ class Recorder:
 
     def _unpriced(self, plan: Plan, model: str) -> None:
         """A budget in usd was charged nothing for a model: say so, once."""
+        model = model[:100]
         if model not in self._told and len(self._told) < _TOLD:
             self._told.add(model)
             log.warning(
-                "model '%s' has no price at upstream %s: budgets in usd are charged nothing for "
+                "model %r has no price at upstream %s: budgets in usd are charged nothing for "
                 "it; add it to [[prices]]",
-                model[:100],
+                model,  # as a client wrote it: it may hold line ends
                 plan.route.upstream,
             )
 
@@ -308,6 +313,7 @@ class Recorder:
         """The part of a line that is the same for all requests like this one, whoever sent it."""
         plan = exchange.plan
         request = exchange.request
+        asked = exchange.model
         fields = {
             "client": address,
             "method": request.method.decode(),
@@ -315,7 +321,8 @@ class Recorder:
             "route": "" if plan is None or plan.informs else plan.route.path_prefix,
             "upstream": "" if plan is None or plan.informs else plan.route.upstream,
             "gen_ai.operation.name": plan.operation if plan is not None else "",
-            "gen_ai.request.model": exchange.model[:200],
+            # as it names an account, so that an audit finds that
+            "gen_ai.request.model": shortened(asked),
             "gen_ai.response.model": verdict.model[:200],
         }
         return quote(fields)[1:-1]
@@ -345,16 +352,10 @@ class Recorder:
         if plan is None or plan.informs:
             return self._metrics.series(("", "", "", "", "", "", *labels))
         upstream = plan.pool.settings
+        names = (plan.route.path_prefix, upstream.name, plan.operation, upstream.dialect)
+        # Short, as they are shown: what a client wrote is as long as it likes, and this is kept.
         return self._metrics.series(
-            (
-                plan.route.path_prefix,
-                upstream.name,
-                plan.operation,
-                upstream.dialect,
-                model,
-                answered,
-                *labels,
-            )
+            (*names, clean(model), clean(answered), *(clean(each) for each in labels))
         )
 
 

@@ -377,6 +377,35 @@ def test_the_command_on_real_books(processes: tuple[Gateway, str]) -> None:
     assert (run.returncode, "No such file" in run.stderr) == (1, True)
 
 
+BY_MODEL = """
+[[budgets]]
+name = "model"
+per = ["llm.model", "request.path"]
+limit = 1000000
+window = "year"
+"""
+
+
+def test_long_names_of_models_and_paths_are_those_of_accounts(tmp_path: Path) -> None:
+    log = tmp_path / "stub.jsonl"
+    provider = Provider(tmp_path, "", 0, "--log", str(log))
+    gateway = Gateway(tmp_path, provider.port, budgets=BY_MODEL)
+    try:
+        long = "/openai/deployments/" + "d" * 300 + "/chat/completions"
+        for path in ("/openai/chat/completions", long):
+            for length in (150, 200, 201, 256, 257, 300):
+                assert chat(gateway, ALICE, path, model="m" * length)[0] == 200
+        settled(gateway)
+    finally:
+        gateway.stop()
+        provider.stop()
+    access = gateway.folder / f"access-{gateway.port}.log"
+    command = ["audit", "--config", str(gateway.config), "--stub-log", str(log)]
+    run = fastgw(*command, "--access-log", str(access))
+    assert (run.returncode, run.stderr) == (0, ""), run.stdout
+    assert "equal: 12 exchanges, 7 accounts" in run.stdout  # a deployment is the model
+
+
 def test_a_store_in_memory_cannot_be_audited(tmp_path: Path) -> None:
     config = tmp_path / "config.toml"
     text = CONFIG.format(folder=tmp_path, window="day", more="")

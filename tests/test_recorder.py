@@ -1,8 +1,9 @@
-"""What a line of the access log takes from a provider."""
+"""What a line of the access log takes from a provider, and what else is told of an exchange."""
 
 from __future__ import annotations
 
 import asyncio
+import re
 from typing import Any
 
 import orjson
@@ -49,6 +50,79 @@ def test_an_exchange_that_cannot_be_told_of_takes_no_other_with_it(
         await bench.close()
 
     asyncio.run(go())
+
+
+IN_USD = (
+    exchange.CONFIG.replace("limit = 1_000_000_000_000", 'unit = "usd"\nlimit = 1.0')
+    + '[pricing]\non_unpriced = "warn"\n'
+)
+
+
+def named(data: bytes, model: str) -> bytes:
+    """A message as it would be with this model in it."""
+    head, _, body = data.partition(b"\r\n\r\n")
+    start, end = body.index(b'"model":') + 8, body.index(b'",', body.index(b'"model":')) + 1
+    body = body[:start] + orjson.dumps(model) + body[end:]
+    return re.sub(rb"Length: [0-9]+", b"Length: %d" % len(body), head) + b"\r\n\r\n" + body
+
+
+def ended(*models: str) -> tuple[list[dict[str, Any]], set[str]]:
+    """Exchanges that asked for these and were answered by them, each twice: their lines of the
+    access log, and the names by which something was kept of them."""
+    lines: list[dict[str, Any]] = []
+    kept: set[str] = set()
+
+    async def go() -> None:
+        bench = exchange.Bench(IN_USD)
+        for model in (each for each in models for _ in range(2)):
+            bench.to_provider.written.clear()
+            answer = named(exchange.answer(), model)
+            await bench.exchange(named(exchange.request(), model), [answer])
+            bench.turn.flush()
+        bench.recorder.flush()
+        lines.extend(orjson.loads(line) for line in bench.access_log._lines)
+        head = bench.client._memo.head
+        assert head is not None
+        for each in (head.plan.records, head.plan.lines):
+            kept.update(asked for asked, *_ in each)
+        kept.update(name for key in bench.metrics._series for name in key)
+        await bench.close()
+
+    asyncio.run(go())
+    return lines, kept
+
+
+def test_a_model_without_price_is_told_of_once_and_on_one_line(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    forged = "x\n2026-11-27 00:00:00,000 ERROR fastgw: forged"
+    models = [forged, "\x1b[31mred\x07", "\u202ea\u2028b\x85c", "y" * 300]
+    assert len(ended(*models)[0]) == 8
+    told = [each.getMessage() for each in caplog.records if "no price" in each.getMessage()]
+    assert len(told) == 4
+    assert all(each.isprintable() and len(each) < 300 for each in told)
+    assert repr(forged) in told[0]
+
+
+@pytest.mark.parametrize("length", [150, 210, 256])
+def test_a_model_is_logged_as_its_account_is_named(length: int) -> None:
+    asked = [line["gen_ai.request.model"] for line in ended("m" * length)[0]]
+    assert asked == ["m" * length] * 2
+
+
+def test_a_model_that_is_longer_is_logged_as_its_account_is_named() -> None:
+    lines, _ = ended("m" * 300, "m" * 299 + "n")
+    one, again, other, _ = [line["gen_ai.request.model"] for line in lines]
+    assert one == again
+    assert one != other
+    assert len(one) < 256
+
+
+def test_a_model_as_long_as_a_client_likes_is_not_kept() -> None:
+    lines, kept = ended("m", "m" * 256, "x" * 100_000)
+    assert len(lines) == 6
+    assert {"m", "m" * 256} < kept
+    assert all(len(each) <= 256 for each in kept)
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 from fastgw.audit.findings import Row
-from fastgw.policy.admission import Facts, Rule, evaluate, make_rules
+from fastgw.policy.admission import Facts, Rule, make_rules
 from fastgw.policy.window import GRACE, AccountName, read_account_key
 
 if TYPE_CHECKING:
@@ -130,8 +130,7 @@ class Books:
         if self.whole(rule):
             return (ANY,) * len(rule.per)
         facts = Facts(self._metadata[key], lambda name: None, path, model)
-        values = [evaluate(expression, facts) for expression in rule.per]
-        return None if None in values else tuple(value or "" for value in values)
+        return rule.values(facts)
 
     def _rows(
         self, rule: Rule, values: tuple[str, ...], began: float, ended: float

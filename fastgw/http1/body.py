@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from typing import Final
 
-_SIZE_LINE = re.compile(rb"([0-9A-Fa-f]{1,15})(?:[ \t]*;([\t\x20-\x7e\x80-\xff]*))?")
+_SIZE_LINE = re.compile(rb"([0-9A-Fa-f]{1,15})(?:[ \t]*;[\t\x20-\x7e\x80-\xff]*)?")
 _PLAIN_SIZE = re.compile(rb"([1-9A-Fa-f][0-9A-Fa-f]{0,7})\r\n")
 _SPELLED = re.compile(rb"[1-9A-Fa-f][0-9A-Fa-f]{0,7}")
 _TRAILER = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+:[\t\x20-\x7e\x80-\xff]*")
@@ -24,7 +24,7 @@ _MEMO_SIZES = 4096
 _MANY = 1024
 """Bytes behind two whole chunks that are taken for more of them."""
 MAX_LINE = 4096
-MAX_EXTRAS = 16 * 1024  # extensions and trailers of one body together
+MAX_EXTRAS = 16 * 1024  # what follows sizes in their lines, and trailers, of one body together
 
 _AT_SIZE: Final = 0  # Final: compiled, a name costs a look-up that a constant does not
 _IN_DATA: Final = 1
@@ -136,7 +136,7 @@ class ChunkedDecoder:
             match = _SIZE_LINE.fullmatch(line)
             if match is None:
                 raise BadChunk("not a chunk size")
-            self._count_extra(match[2])
+            self._count_extra(len(line) - match.end(1))
             self._left = int(match[1], 16)
             self._state = _IN_DATA if self._left else _IN_TRAILERS
         elif not line:
@@ -144,13 +144,12 @@ class ChunkedDecoder:
         else:
             if not _TRAILER.fullmatch(line):
                 raise BadChunk("not a trailer field")
-            self._count_extra(line)
+            self._count_extra(len(line))
 
-    def _count_extra(self, extra: bytes | None) -> None:
-        if extra:
-            self._extras += len(extra)
-            if self._extras > MAX_EXTRAS:
-                raise BadChunk("too many chunk extensions or trailers")
+    def _count_extra(self, size: int) -> None:
+        self._extras += size
+        if self._extras > MAX_EXTRAS:
+            raise BadChunk("too many chunk extensions or trailers")
 
 
 def _run(data: bytes, at: int, payload: list[bytes]) -> int:

@@ -28,8 +28,9 @@ TOKEN = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 FIELD_VALUE = re.compile(rb"[\t\x20-\x7e\x80-\xff]*")
 """Bytes a field value may hold (RFC 9110, 5.5): no CR, LF, NUL or other control byte."""
 
-REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,128}")
-"""A request id we pass on: visible ASCII and short, so that it is safe in logs and headers."""
+REQUEST_ID = re.compile(rb"[\x21\x23-\x5b\x5d-\x7e]{1,128}")
+"""A request id we pass on: visible ASCII without `"` and `\\`, and short, so that it is safe in
+headers and, as it is, in a string of JSON."""
 
 
 def tokens(value: bytes) -> list[bytes]:

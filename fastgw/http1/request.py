@@ -257,6 +257,9 @@ _SILENT = _Silent()
 class HeadMemo:
     """Recognises a head equal to the last one of its connection but for Content-Length's digits."""
 
+    LARGEST: Final = 16 * 1024
+    """Bytes of a head that is kept: an idle connection is not to hold more."""
+
     __slots__ = ("_after", "_before", "_digits", "_end", "head", "length")
 
     def __init__(self) -> None:
@@ -272,7 +275,7 @@ class HeadMemo:
         """Keep `head` for the next request if its bytes can be compared cheaply."""
         self.head = None
         self._end, self._digits = 0, None
-        if head.chunked or head.expects_continue:
+        if head.chunked or head.expects_continue or len(raw) > self.LARGEST:
             return
         if head.has_length and head.method in SAFE:
             return  # with another length it may mean something else
@@ -328,14 +331,15 @@ class HeadShape:
     """What heads have in common that differ in their credential and length only.
 
     `field` is the place of the credential among the fields, -1 where none is left out, and `name`
-    its lower-case name. `course` is a place where the engine keeps what it worked out for such
-    heads, whoever sends them.
+    its lower-case name. `size` is the bytes of the first of them. `course` is a place where the
+    engine keeps what it worked out for such heads, whoever sends them.
     """
 
-    __slots__ = ("_head", "course", "field", "name")
+    __slots__ = ("_head", "course", "field", "name", "size")
 
-    def __init__(self, head: RequestHead, field: int) -> None:
+    def __init__(self, head: RequestHead, field: int, size: int) -> None:
         self.field = field
+        self.size = size
         self.name = head.fields[field][0] if field >= 0 else b""
         self.course: Any = None
         # A copy, without plan and shape: what is in a circle is freed by the collector only.
@@ -380,15 +384,26 @@ class HeadCache:
 
     A shape is kept as it comes for the second time: those that never repeat, as with a trace id in
     each, leave a number behind. Of a shape that is kept each head is kept that the engine has made
-    a plan for, so a wrong credential is not. `shapes` of `LARGEST` bytes are kept at most, some
-    7 KiB each, and `size` heads, some 2 KiB each with what is known of them; the oldest goes first.
+    a plan for, so a wrong credential is not.
+
+    `shapes` of `LARGEST` bytes are kept at most, some 7 KiB each and 29 at worst. One more, and all
+    go, and with them their heads, which nothing finds any more: `PART` of them as each other shape
+    comes, so that nobody waits. `size` heads are kept at most, some 2 KiB each with what is known
+    of them, and `room` bytes of them, where a head counts for its own and `KNOWN` more; the oldest
+    goes first.
     """
 
     LARGEST: Final = 4096
+    KNOWN: Final = 1024
+    PART: Final = 64
 
-    def __init__(self, size: int = 131_072, shapes: int = 2048) -> None:
+    def __init__(
+        self, size: int = 131_072, shapes: int = 2048, room: int = 256 * 1024 * 1024
+    ) -> None:
         self._size = size
         self._most = shapes
+        self._room = self._left = room
+        self._lost = 0  # of `_order`, at its begin: heads whose shape is gone
         self._shapes: dict[_Shape, HeadShape] = {}
         self._seen: set[int] = set()
         self._heads: dict[tuple[HeadShape, bytes], RequestHead] = {}
@@ -434,9 +449,12 @@ class HeadCache:
             return
         if len(self._shapes) >= self._most:
             self._shapes.clear()
+            self._lost = len(self._order)
+        for _ in range(min(self._lost, self.PART)):
+            self._drop()
         # lines before it without the request line, which is the place among the fields
         field = raw.count(b"\r\n", 0, line) if stop else -1
-        self._shapes[key] = head.shape = HeadShape(head, field)
+        self._shapes[key] = head.shape = HeadShape(head, field, len(raw))
 
     def keep(self, head: RequestHead) -> None:
         """Keep a head that the engine has made a plan for, if its shape is known."""
@@ -445,10 +463,19 @@ class HeadCache:
             return
         key = (shape, shape.credential(head))
         if key not in self._heads:
-            if len(self._order) >= self._size:
-                del self._heads[self._order.popleft()]
+            self._left -= shape.size + self.KNOWN
+            while self._order and (self._left < 0 or len(self._order) >= self._size):
+                self._drop()
             self._order.append(key)
         self._heads[key] = head
+
+    def _drop(self) -> None:
+        """The oldest head goes."""
+        oldest = self._order.popleft()
+        del self._heads[oldest]
+        self._left += oldest[0].size + self.KNOWN
+        if self._lost:
+            self._lost -= 1
 
     def let_go(self) -> list[RequestHead]:
         """All heads that it has; it has none then: what is known of them has changed. Whoever gets
@@ -457,6 +484,8 @@ class HeadCache:
         self._heads.clear()
         self._order.clear()
         self._shapes.clear()
+        self._left = self._room
+        self._lost = 0
         return found
 
 

@@ -31,6 +31,10 @@ _DROPPED: Final = HOP_BY_HOP | {
 }
 """Fields of the provider that are not the client's: hop-by-hop, ids that we replace, and what
 speaks of the provider's own origin."""
+_ORDERS: Final = (b"x-accel-", b"x-sendfile", b"x-lighttpd-", b"x-litespeed-", b"x-reproxy-")
+"""How fields begin that a server in front of us takes for orders of ours, such as to send a file of
+its own instead: nginx, Apache, lighttpd, LiteSpeed, H2O. All are dropped but X-Accel-Buffering,
+which says no more than when bytes are passed on."""
 
 _KEEP: Final = 0
 _DROP: Final = 1
@@ -210,8 +214,11 @@ def _read_name(name: bytes) -> tuple[int, bool]:
         raise BadResponse("not a well-formed header field")
     lower = name.lower()
     kind = _KINDS.get(lower, _KEEP)
-    if kind == _KEEP and lower.startswith(_RATE_LIMITS):
-        kind = _RATE_LIMIT
+    if kind == _KEEP:
+        if lower.startswith(_RATE_LIMITS):
+            kind = _RATE_LIMIT
+        elif lower.startswith(_ORDERS) and lower != b"x-accel-buffering":
+            kind = _DROP
     known = (kind, kind == _RATE_LIMIT or lower in _VARYING)
     if len(_NAMES) >= _MEMO_NAMES:
         _NAMES.clear()

@@ -33,7 +33,10 @@ LONGEST = 256
 clients choose some of them."""
 
 
-def _short(value: str) -> str:
+def shortened(value: str) -> str:
+    """The value, as an account is named by it."""
+    if len(value) <= LONGEST:
+        return value
     digest = hashlib.sha256(value.encode("utf-8", "surrogatepass")).hexdigest()
     return f"{value[: LONGEST // 2]}…{digest[:32]}"
 
@@ -101,7 +104,7 @@ class Rule:
             value = evaluate(expression, facts)
             if value is None:
                 return None
-            values.append(value if len(value) <= LONGEST else _short(value))
+            values.append(shortened(value))
         return tuple(values)
 
 

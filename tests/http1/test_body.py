@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastgw.http1 import body as body_module
-from fastgw.http1.body import LAST_CHUNK, BadChunk, ChunkedDecoder, chunk
+from fastgw.http1.body import LAST_CHUNK, MAX_EXTRAS, BadChunk, ChunkedDecoder, chunk
 from tests.looks_inside import looks_inside
 
 WHOLE = b"5\r\nhello\r\n6;name=v\r\n world\r\n0\r\nTrailer: x\r\n\r\n"
@@ -104,6 +104,14 @@ def test_no_bytes_are_cut_up_again_and_again(monkeypatch: pytest.MonkeyPatch) ->
     assert len(cut) == 1
 
 
+def test_what_follows_sizes_is_bounded_and_sizes_are_not() -> None:
+    most = b"1;\r\nx\r\n" * (MAX_EXTRAS - 5) + b"0000001\r\nx\r\n" * MAX_EXTRAS
+    body = b"x" * (2 * MAX_EXTRAS - 5)
+    assert decode([most + b"0\r\nA: bc\r\n\r\n"]) == (body, True, b"")
+    with pytest.raises(BadChunk):
+        decode([most + b"0\r\nA: bcd\r\n\r\n"])
+
+
 def test_passed_on_as_it_is_only_for_exactly_one_canonical_chunk() -> None:
     decoder = ChunkedDecoder()
 
@@ -154,7 +162,10 @@ def test_passed_on_as_it_is_only_for_exactly_one_canonical_chunk() -> None:
         b"0\r\n: b\r\n\r\n",
         b"5;" + b"x" * 5000,
         b"0\r\n" + b"A: b\r\n" * 5000,
-        b"1;" + b"e" * 4000 + b"\r\nx\r\n" + (b"1;" + b"e" * 4000 + b"\r\nx\r\n") * 5,
+        (b"1;" + b"e" * 4000 + b"\r\nx\r\n") * 6,
+        (b"1" + b" " * 4000 + b";\r\nx\r\n") * 6,
+        (b"1" + b"\t" * 2000 + b";" + b" " * 2000 + b"\r\nx\r\n") * 6,
+        b"1;\r\nx\r\n" * (MAX_EXTRAS + 1),
     ],
 )
 def test_refuses(body: bytes) -> None:

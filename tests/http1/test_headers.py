@@ -18,6 +18,7 @@ def test_not_an_authority(bad: bytes) -> None:
 
 
 def test_request_ids_cannot_break_a_log_or_a_head() -> None:
-    assert REQUEST_ID.fullmatch(b"req-1")
-    for bad in (b"", b"a b", b"a\r\nb", b"x" * 129, b"\xff"):
+    for good in (b"req-1", b"!#[]~", b"x" * 128):
+        assert REQUEST_ID.fullmatch(good)
+    for bad in (b"", b"a b", b"a\r\nb", b"x" * 129, b"\xff", b"\x7f", b'a"b', b"a\\"):
         assert not REQUEST_ID.fullmatch(bad)

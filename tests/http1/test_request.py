@@ -227,6 +227,16 @@ class TestHeadMemo:
         memo.remember(raw, read_request_head(raw, 100)[0])
         assert not memo.match(raw)
 
+    def test_a_long_head_is_not_kept_by_a_connection_that_waits(self) -> None:
+        memo = HeadMemo()
+        memo.remember(GOOD, read_request_head(GOOD, 100)[0])
+        for size, kept in ((HeadMemo.LARGEST, True), (HeadMemo.LARGEST + 1, False)):
+            raw = head(b"x: " + b"y" * (size - len(head(b"x: "))))
+            assert len(raw) == size
+            memo.remember(raw, read_request_head(raw, 100)[0])
+            assert (memo.match(raw), memo.head is not None) == (size if kept else 0, kept)
+            assert not memo.match(GOOD)
+
 
 class TestHeadCache:
     def ask(self, heads: HeadCache, raw: bytes, address: str = "10.0.0.1") -> bool:
@@ -318,6 +328,59 @@ class TestHeadCache:
         assert len(heads.let_go()) == 3
         assert len(heads) == 0
         assert heads.find("10.0.0.1", raw[5]) is None
+
+    def keep(self, heads: HeadCache, raw: bytes) -> None:
+        """As one that the engine has made a plan for."""
+        found = heads.find("10.0.0.1", raw)
+        assert found is not None
+        heads.keep(found[0])
+
+    def test_heads_go_with_their_shapes(self) -> None:
+        """A client that sends each of many heads twice, which no shape is found for any more."""
+        heads = HeadCache(shapes=100)
+        most = 0
+        for number in range(10_000):
+            raw = head(b"x: %d" % number)
+            self.ask(heads, raw)
+            self.ask(heads, raw)
+            self.keep(heads, raw)
+            most = max(most, len(heads))
+        assert most <= 101
+        assert len(heads._order) == len(heads)
+
+    def test_many_heads_of_a_shape_go_in_parts(self) -> None:
+        heads = HeadCache(shapes=4)
+        for _ in range(2):
+            self.ask(heads, GOOD)
+        for number in range(1000):
+            self.keep(heads, GOOD.replace(b"sk-test", b"sk-%d" % number))
+        before = len(heads)
+        for number in range(4):
+            for _ in range(2):
+                self.ask(heads, head(b"x: %d" % number))
+        assert before - len(heads) == heads.PART
+        for number in range(4, 20):
+            for _ in range(2):
+                self.ask(heads, head(b"x: %d" % number))
+            self.keep(heads, head(b"x: %d" % number))
+        assert len(heads) == 1  # shapes went again as the last came
+        assert heads._left == heads._room - sum(
+            shape.size + heads.KNOWN for shape, _ in heads._heads
+        )
+        assert heads.find("10.0.0.1", head(b"x: 19")) is not None
+
+    def test_large_heads_are_bounded_by_their_bytes(self) -> None:
+        room = 100 * (len(GOOD) + HeadCache.KNOWN)
+        large = GOOD[:-2] + b"x: " + b"y" * 3000 + b"\r\n\r\n"
+        for raw, most in ((GOOD, 100), (large, room // (len(large) + HeadCache.KNOWN))):
+            heads = HeadCache(room=room)
+            for _ in range(2):
+                self.ask(heads, raw)
+            for number in range(300):
+                self.keep(heads, raw.replace(b"sk-test", b"sk-%d" % number))
+            assert len(heads) == most
+            heads.let_go()
+            assert heads._left == heads._room
 
 
 def same(raw: bytes, found: RequestHead) -> None:

@@ -33,6 +33,28 @@ def test_keeps_end_to_end_fields_and_drops_the_rest() -> None:
         assert gone not in lowered
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        b"X-Accel-Redirect",
+        b"x-accel-limit-rate",
+        b"X-ACCEL-CHARSET",
+        b"X-Accel-Expires",
+        b"X-Sendfile",
+        b"X-Sendfile2",
+        b"X-LIGHTTPD-send-file",
+        b"X-LiteSpeed-Location",
+        b"x-reproxy-url",
+    ],
+)
+def test_a_provider_gives_no_orders_to_a_server_in_front_of_us(name: bytes) -> None:
+    """Nor as a line, or a whole head, that is known by its bytes."""
+    raw = head(b"X-Custom: 1", name + b": /internal/secret", b"X-Accel-Buffering: no", b"age: 1")
+    for _ in range(3):
+        fields = read_response_head(raw, b"GET").fields
+        assert fields == b"X-Custom: 1\r\nX-Accel-Buffering: no\r\nage: 1\r\n"
+
+
 def test_rate_limit_fields_only_where_wanted() -> None:
     raw = head(b"x-ratelimit-limit-requests: 9", b"content-length: 0")
     assert b"ratelimit" not in read_response_head(raw, b"GET").fields

@@ -14,7 +14,7 @@ MODULES = (
     # the way of an exchange
     "asking", "callbacks", "cutoff", "drains", "engine", "exchange", "flow_control", "inspection",
     "metrics", "plan", "recorder", "relay", "reservation", "skeleton", "sse", "turn",
-    "downstream/connection",
+    "downstream/connection", "downstream/connections",
     "upstream/connection", "upstream/pool",
     "policy/account", "policy/cors", "policy/ledger", "policy/limit_headers", "policy/tallies",
     "policy/window",

@@ -44,7 +44,8 @@ class Asking(Callbacks):
     """See the module. `Exchange` is the only one; it says how an exchange ends."""
 
     __slots__ = (
-        "_accounts", "_body", "_body_done", "_body_size", "_connection", "_cors", "_engine",
+        "_accounts", "_asked_without", "_body", "_body_done", "_body_size", "_connection", "_cors",
+        "_engine",
         "_held", "_injected", "_kept", "_length", "_meter", "_pieces", "_promises", "_prompt",
         "_relay", "_reservation", "_retried", "_ticket", "_told", "_upstream", "_wants_usage",
         "_watch",
@@ -79,6 +80,7 @@ class Asking(Callbacks):
         self._ticket: Ticket | None = None
         self._upstream: UpstreamConnection | None = None
         self._retried = False
+        self._asked_without = False  # the option, after the provider rejected the request with it
         self._meter: Meter | None = None
         self._watch: Watch | None = None  # where a budget may end the stream
         self._wants_usage = False
@@ -139,12 +141,13 @@ class Asking(Callbacks):
         assert plan is not None
         self.phase = "inform"
         now = _wall()
-        accounts = engine.planner.known_accounts(plan, now)
+        standing = engine.planner.standing(plan, now)
+        accounts = [account for _, account in standing if account is not None]
         if engine.ledger.stale(accounts, now) and engine.settlement.up and not asked:
             engine.settlement.wait(self, accounts, now)
             return
         fields = b"content-type: application/json\r\ncache-control: no-store\r\n" + self._cors
-        self._answer(200, fields, key_info(plan.key, accounts, now))
+        self._answer(200, fields, key_info(plan.key, standing, now))
 
     def _answer(self, status: int, fields: bytes, body: bytes = b"") -> None:
         """Answer from here; `fields` are header lines, each with CRLF."""
@@ -380,8 +383,8 @@ class Asking(Callbacks):
                 self._upload_bytes(whole),
             )
         self.sent = _monotonic()
+        self._connection.resume_body()  # before the provider has a say in it
         connection.send(self, self.request.method, data, whole)
-        self._connection.resume_body()
 
     def _send_large(self, connection: UpstreamConnection, plan: Plan) -> None:
         """As `_send`, where the body is held: no copy of it is made to stand behind the head."""
@@ -391,12 +394,12 @@ class Asking(Callbacks):
             len(self._body),
         )
         self.sent = _monotonic()
+        self._connection.resume_body()
         connection.send_apart(self, self.request.method, head, self._body)
         if self._prompt >= 0 and not self._injected:
             self._body = b""  # counted already, or of no more use
         if not self._kept and not connection.unsent:
             self._let_go()
-        self._connection.resume_body()
 
     def _framing(self) -> bytes:
         if self._length == UNSIZED:

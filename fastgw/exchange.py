@@ -22,22 +22,26 @@ from fastgw.asking import Asking
 from fastgw.cutoff import Watch, watched
 from fastgw.errors import Overloaded, Refusal, upstream_failure
 from fastgw.inspection import REJECTED, unless_rejected, without_asking
+from fastgw.model import Usage
 from fastgw.policy.account import Promise
 from fastgw.policy.limit_headers import exceeded, limit_fields
 from fastgw.relay import STREAMS, EditedRelay, Relay, make_meter, whole_answer
 from fastgw.usage.answer import read_answer
+from fastgw.usage.estimate import BYTES_PER_TOKEN
 from fastgw.usage.meter import UNMETERED, Metered
 from fastgw.usage.watched import WatchedMeter
 
 if TYPE_CHECKING:
     from fastgw.http1.response import ResponseHead
-    from fastgw.model import Usage
     from fastgw.usage.meter import Meter
 
 log = logging.getLogger(__name__)
 
 _monotonic: Final = clock.monotonic
 _wall: Final = clock.wall
+
+
+UNREAD: Final = "an exchange could not be read; its bytes are charged"
 
 
 class Exchange(Asking):
@@ -59,6 +63,8 @@ class Exchange(Asking):
         self.phase = "relay"
         if self._held:
             self._let_go()
+        if self._asked_without and head.status < 400 and plan.asks_usage is not None:
+            plan.asks_usage.on = False  # it knows no such option; until the next reload
         if body:
             self.first_byte = _monotonic()
         rejected = self._injected and head.status in REJECTED and not head.encoding
@@ -85,7 +91,13 @@ class Exchange(Asking):
             self._upstream = None
             verdict = UNMETERED
             if plan.reads and head.status < 400:
-                verdict = read_answer(plan.api, body, plan.counts, plan.echoes, self._count_prompt)
+                try:
+                    verdict = read_answer(
+                        plan.api, body, plan.counts, plan.echoes, self._count_prompt
+                    )
+                except Exception:
+                    log.exception(UNREAD)
+                    verdict = self._guessed(len(body))
             verdict = self._pay(verdict)
             connection.write(whole_answer(request, head, extra, body, closes))
             self._finish("upstream_error_event" if verdict.error else "ok", verdict)
@@ -143,7 +155,12 @@ class Exchange(Asking):
                 return
         else:
             out = watch.feed(body)
-            if watch.full is not None and relay is not None:
+            if watch.full is not None:
+                if relay is None:  # the client has left, and no more of it is paid for
+                    if ended:
+                        self._upstream = None
+                    self.stop_draining()
+                    return
                 verdict, end = self._cut_off(watch, ended)
                 relay.body(out + end, None, True)
                 self._was_cut(verdict)
@@ -172,13 +189,15 @@ class Exchange(Asking):
         """The provider rejects the request: send it again if that is for what we added."""
         if self.plan is None or (body := without_asking(self.plan, self._body, answer)) is None:
             return False
-        self._body, self._injected = body, False
+        self._body, self._injected, self._asked_without = body, False, True
         self._relay = self._meter = self._upstream = None
         self._acquire()
         return True
 
     def on_upstream_failure(self, reason: str) -> None:
         """No (more) answer from the provider."""
+        if self.phase == "finished":
+            return
         upstream, self._upstream = self._upstream, None
         if self.phase == "drain":
             self.stop_draining()
@@ -255,7 +274,7 @@ class Exchange(Asking):
         if self._engine.drains.take(self):
             if self._relay is not None:
                 self.bytes_out = self._relay.sent
-                self._relay = self._watch = None
+                self._relay = None
             self.phase = "drain"
             assert self._upstream is not None
             self._upstream.resume()
@@ -291,7 +310,10 @@ class Exchange(Asking):
             self._upstream.close()
             self.on_upstream_failure("stalled" if self._relay is not None else "timeout")
         elif self._meter is not None:
-            self._charge_so_far()
+            try:
+                self._charge_so_far()
+            except Exception:  # the others have their turn; its end charges it
+                log.exception("a running exchange could not be charged")
 
     def _charge_so_far(self) -> None:
         meter, accounts = self._meter, self._accounts
@@ -401,12 +423,23 @@ class Exchange(Asking):
     def _verdict(self, complete: bool) -> Metered:
         """What the exchange cost."""
         plan = self.plan
-        if self._meter is not None:
-            return self._meter.finish(complete, self._count_prompt)
-        if plan is not None and plan.metered and plan.operation and self._upstream is not None:
-            # The provider has the prompt, and the client left before the answer began.
-            return self._engine.prompt_only(self._count_prompt())
+        try:
+            if self._meter is not None:
+                return self._meter.finish(complete, self._count_prompt)
+            if plan is not None and plan.metered and plan.operation and self._upstream is not None:
+                # The provider has the prompt, and the client left before the answer began.
+                return self._engine.prompt_only(self._count_prompt())
+        except Exception:
+            log.exception(UNREAD)
+            return self._guessed(self._relay.sent if self._relay is not None else self.bytes_out)
         return UNMETERED
+
+    def _guessed(self, size: int) -> Metered:
+        """The cost of an exchange that could not be read, a fault of ours: nobody is to have it for
+        nothing. `size`: bytes of the answer."""
+        prompt = self._prompt if self._prompt >= 0 else len(self._body) // BYTES_PER_TOKEN
+        usage = Usage(prompt, size // BYTES_PER_TOKEN, source="counted")
+        return Metered(usage, "", False)
 
     def _count_prompt(self) -> int:
         if self._prompt < 0:

@@ -124,9 +124,9 @@ def unless_rejected(answer: bytes) -> bytes | None:
 
 
 def without_asking(plan: Plan, body: bytes, answer: bytes) -> bytes | None:
-    """The body to send again after `answer`, an error about the option that we added; None if it is
-    about something else. From now on the upstream is asked no more, until the next reload."""
+    """The body to send again after `answer`, an error that names the option that we added; None if
+    it is about something else. An error may repeat what the client wrote, so it proves nothing
+    before the request without the option fares better."""
     if plan.asks_usage is None or _OPTION not in answer:
         return None
-    plan.asks_usage.on = False
     return without_usage(body)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import ipaddress
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import unquote
 
 import orjson
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from fastgw.policy.admission import Rule
 
 _CHALLENGE = (("www-authenticate", "Bearer"),)
+_NO_KEY = "no API Key found: "
 
 
 class VirtualKey:
@@ -91,31 +92,51 @@ class VirtualKey:
         return f"<VirtualKey {self.name}>"
 
 
-def key_info(key: VirtualKey, accounts: Iterable[Account], now: float) -> bytes:
+def key_info(key: VirtualKey, standing: Iterable[tuple[Rule, Account | None]], now: float) -> bytes:
     """What a key may know of itself, as JSON: `key`, `expires_at` (RFC 3339 or null),
     `allowed_models` (empty: all) and `budgets`, a list of `budget`, `account` (values of its
     `per`), `unit`, `limit`, `used`, `held`, `remaining` (in the unit, usd in nano-USD and beside
-    that in `usd`) and `reset_seconds`."""
+    that in `usd`) and `reset_seconds`. Where the account depends on the request, `account` is null,
+    and `per` and `window` stand in the place of `used`, `held` and `remaining`."""
     return orjson.dumps(
         {
             "key": key.name,
             "expires_at": clock.timestamp(key.expires_at) if key.expires_at else None,
             "allowed_models": list(key.allowed_models),
             "budgets": [
-                in_dollars(
-                    {
-                        "budget": account.limit.name,
-                        "account": list(account.values),
-                        "unit": account.limit.unit,
-                        "limit": account.limit.amount,
-                        "used": account.count.spent,
-                        "held": account.held,
-                        "remaining": account.remaining,
-                        "reset_seconds": reset_seconds(account.end, now),
-                    }
-                )
-                for account in accounts
+                _account(account, now) if account is not None else _rule(rule, now)
+                for rule, account in standing
             ],
+        }
+    )
+
+
+def _account(account: Account, now: float) -> dict[str, Any]:
+    return in_dollars(
+        {
+            "budget": account.limit.name,
+            "account": list(account.values),
+            "unit": account.limit.unit,
+            "limit": account.limit.amount,
+            "used": account.count.spent,
+            "held": account.held,
+            "remaining": account.remaining,
+            "reset_seconds": reset_seconds(account.end, now),
+        }
+    )
+
+
+def _rule(rule: Rule, now: float) -> dict[str, Any]:
+    limit = rule.limit
+    return in_dollars(
+        {
+            "budget": limit.name,
+            "account": None,
+            "per": [expression.source for expression in rule.per],
+            "unit": limit.unit,
+            "limit": limit.amount,
+            "window": limit.window.name,
+            "reset_seconds": reset_seconds(limit.window.bounds(now)[1], now),
         }
     )
 
@@ -147,6 +168,7 @@ class Keyring:
     def __init__(self, auth: Auth, keys: Sequence[Key], rules: Sequence[Rule]) -> None:
         self._mode = auth.mode
         self._locations = [_location(text) for text in auth.locations]
+        self._no_key = _NO_KEY + _how_to_send(auth.locations)
         self._rules = rules
         self._by_digest: dict[bytes, Key | VirtualKey] = {key.digest: key for key in keys}
         for key in keys:
@@ -206,10 +228,7 @@ class Keyring:
             )
         if not secrets:
             if self._mode == "strict":
-                raise MissingKey(
-                    "no API Key found: send it as 'Authorization: Bearer <key>' or 'x-api-key'",
-                    _CHALLENGE,
-                )
+                raise MissingKey(self._no_key, _CHALLENGE)
             return Shown(None, shown, query)
         key = self.find(secrets.pop())
         if key is None or not key.valid_at(now) or not key.covers_address(address):
@@ -237,6 +256,20 @@ class Keyring:
                 carriers.add(b"cookie")
                 secrets.update(_from_cookies(request, place.name))
         return secrets, frozenset(carriers), query
+
+
+def _how_to_send(locations: Iterable[str]) -> str:
+    """What a client is told that shows no key: where one may stand, in the operator's order."""
+    ways = []
+    for text in locations:
+        place, _, rest = text.partition(":")
+        name, _, scheme = rest.partition(":")
+        if place == "header":
+            shown = name.capitalize() if name.lower() == "authorization" else name
+            ways.append(f"'{shown}: {scheme + ' ' if scheme else ''}<key>'")
+        else:
+            ways.append(f"{'query parameter' if place == 'query' else 'cookie'} '{name}=<key>'")
+    return f"send it as {' or '.join(ways)}" if ways else "no place for one is configured"
 
 
 def _location(text: str) -> Location:

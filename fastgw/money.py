@@ -59,7 +59,8 @@ def dollars(nano: int) -> str:
 def in_dollars(row: dict[str, Any]) -> dict[str, Any]:
     """A row about a budget; one in usd gets `usd`: its amounts as decimal numbers of dollars."""
     if row["unit"] == "usd":
-        row["usd"] = {name: usd(row[name]) for name in ("used", "held", "limit", "remaining")}
+        amounts = ("used", "held", "limit", "remaining")
+        row["usd"] = {name: usd(row[name]) for name in amounts if name in row}
     return row
 
 

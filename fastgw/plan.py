@@ -56,6 +56,9 @@ _KEY = re.compile(rb"(?<=[?&])(?:k|%6[bB])(?:e|%65)(?:y|%79)=[^&]*&?")
 _MODELS_OF_A_PLAN = 64
 _KINDS_OF_A_COURSE = 64
 
+LABEL = 256
+"""Characters of a metric label."""
+
 FREE = frozenset({"count_tokens"})
 """Operations that cost nothing."""
 
@@ -103,6 +106,7 @@ class Plan:
         "path",
         "plain",
         "pool",
+        "prices",
         "reads",
         "records",
         "request_id",
@@ -116,6 +120,7 @@ class Plan:
     key: VirtualKey
     route: Route
     pool: Pool
+    prices: PriceBook
 
     def __init__(self, like: Plan | None = None, key: VirtualKey | None = None) -> None:
         """`like`: the plan of another key under the same rules, for the same shape of heads."""
@@ -155,6 +160,7 @@ class Plan:
         self.key = key
         self.route = like.route
         self.pool = like.pool
+        self.prices = like.prices
         self.api = like.api
         self.head = like.head
         self.path = like.path
@@ -289,6 +295,7 @@ class Planner:
     def _plan(self, request: RequestHead, now: float, address: str) -> Plan:
         plan = Plan()
         plan.generation = self.generation
+        plan.prices = self.prices  # an exchange ends by those under which it began
         plan.request_id = request.request_id
         if request.path == b"*":
             raise NotImplementedHere("OPTIONS * is not served here")
@@ -395,7 +402,7 @@ class Planner:
         for name in self._named_headers:
             value = request.get(name.encode())
             if value is not None:
-                found[name] = value.decode("latin-1")[:256]
+                found[name] = value.decode("latin-1")
         return found.get
 
     def accounts(self, plan: Plan, model: str, now: float) -> tuple[Account, ...]:
@@ -409,7 +416,8 @@ class Planner:
             self._refuse_unpriced(plan, model, accounts)
         if len(plan.accounts) >= _MODELS_OF_A_PLAN:
             plan.accounts.clear()
-        plan.accounts[model] = accounts
+        if len(model) <= LABEL:  # a longer one is not kept: its length is the client's choice
+            plan.accounts[model] = accounts
         return accounts
 
     def _find_accounts(self, plan: Plan, model: str, now: float) -> tuple[Account, ...]:
@@ -437,13 +445,13 @@ class Planner:
         upstream = plan.pool.settings
         sent = upstream.model or (upstream.model_aliases or {}).get(model, "")
         for name in (answered, sent, model or plan.named):
-            if name and (price := self.prices.find(upstream.name, name)) is not None:
+            if name and (price := plan.prices.find(upstream.name, name)) is not None:
                 return price
         return None
 
     def priced(self, plan: Plan | None, model: str, usage: Usage, answered: str = "") -> Usage:
         """`usage` with its cost, where a budget counts dollars."""
-        if plan is None or not plan.in_usd:
+        if plan is None or not plan.in_usd or usage.source == "none":
             return usage
         price = self.price(plan, model, answered)
         return usage if price is None else usage._replace(cost=price.cost(usage))
@@ -464,13 +472,20 @@ class Planner:
                 "have the operator add it to [[prices]]"
             )
 
-    def known_accounts(self, plan: Plan, now: float) -> tuple[Account, ...]:
-        """The accounts of the plan's key that do not depend on what a request asks for."""
-        return tuple(
-            self._ledger.account(rule.limit, values, now)
-            for rule in plan.key.rules
-            if (values := rule.values(plan.facts)) is not None
-        )
+    def standing(self, plan: Plan, now: float) -> list[tuple[Rule, Account | None]]:
+        """The budgets of a key that asks about itself, each with the account that its requests draw
+        on; None where that depends on what they ask for: a model, a path, a field that this head
+        lacks. One that counts by a field of keys which this key lacks never has an account."""
+        found: list[tuple[Rule, Account | None]] = []
+        facts = plan.facts
+        for rule in plan.key.rules:
+            if any(each.kind == "key" and evaluate(each, facts) is None for each in rule.per):
+                continue
+            asks = any(each.kind in ("path", "model") for each in rule.per)
+            values = None if asks else rule.values(facts)
+            account = None if values is None else self._ledger.account(rule.limit, values, now)
+            found.append((rule, account))
+        return found
 
     def shape(self, request: RequestHead | None) -> str:
         """The dialect in which the sender of a head reads an error."""
@@ -509,7 +524,7 @@ class Planner:
         if self._labels_by_key and key.labels is not None:
             return key.labels
         facts = plan.facts.of(model)
-        values = tuple([evaluate(expression, facts) or "" for expression in self._labels])
+        values = tuple([(evaluate(expression, facts) or "")[:LABEL] for expression in self._labels])
         if self._labels_by_key:
             key.labels = values
         return values

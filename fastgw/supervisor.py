@@ -356,6 +356,6 @@ class Supervisor:
     async def _budgets(self) -> list[dict[str, Any]]:
         await self._ask_all(accounts=True)
         rows = merge_accounts(row for member in self._members for row in member.accounts)
-        owed = {row.key: row.owed for row in rows if row.key}
+        owed = {row.key: row.owed for row in rows if row.key and row.owed}
         found = await (await self._opened_store()).accounts()
         return standing_rows(found, owed, self.config.budgets, clock.wall())

@@ -77,6 +77,30 @@ def test_other_places_are_not_looked_at(request_: RequestHead) -> None:
     assert who(ring(mode="optional"), request_) == ""
 
 
+@pytest.mark.parametrize(
+    ("locations", "told"),
+    [
+        (Auth().locations, "'Authorization: Bearer <key>' or 'x-api-key: <key>'"),
+        (("header:authorization", "header:x-goog-api-key"),
+         "'Authorization: <key>' or 'x-goog-api-key: <key>'"),
+        (("query:key", "cookie:session"), "query parameter 'key=<key>' or cookie 'session=<key>'"),
+        (("header:x-team:Token",), "'x-team: Token <key>'"),
+    ],
+)  # fmt: skip
+def test_who_shows_no_key_is_told_where_one_may_stand(
+    locations: tuple[str, ...], told: str
+) -> None:
+    with pytest.raises(MissingKey) as caught:
+        Keyring(Auth(locations=locations), (key(),), ()).authenticate(head(), NOW, "10.0.0.1")
+    assert caught.value.message == f"no API Key found: send it as {told}"
+    assert caught.value.headers == (("www-authenticate", "Bearer"),)
+
+
+def test_where_no_place_is_configured_that_is_said() -> None:
+    with pytest.raises(MissingKey, match="no API Key found: no place for one is configured"):
+        Keyring(Auth(locations=()), (key(),), ()).authenticate(head(), NOW, "10.0.0.1")
+
+
 @pytest.mark.parametrize("mode", ["strict", "optional"])
 def test_two_different_keys_are_not_chosen_between(mode: str) -> None:
     both = ring(key(), Key(name="bob", digest=hashlib.sha256(b"sk-bob-123").digest()), mode=mode)
@@ -208,7 +232,7 @@ def test_what_a_key_may_know_of_itself() -> None:
     (rule,) = make_rules([Budget(name="daily", per=("user_id",), limit=100)])
     account = ledger.account(rule.limit, ("alice",), NOW)
     ledger.debit((account,), Usage(30, 5), NOW)
-    told = orjson.loads(key_info(VirtualKey(key(expires_at=NOW + 60), ()), [account], NOW))
+    told = orjson.loads(key_info(VirtualKey(key(expires_at=NOW + 60), ()), [(rule, account)], NOW))
     (budget,) = told.pop("budgets")
     assert told == {"key": "alice", "expires_at": "2026-09-21T14:14:20.000Z", "allowed_models": []}
     left = account.end - NOW
@@ -218,6 +242,26 @@ def test_what_a_key_may_know_of_itself() -> None:
         "held": 0, "remaining": 65,
     }  # fmt: skip
     assert orjson.loads(key_info(VirtualKey(key(), ()), [], NOW))["expires_at"] is None
+
+
+def test_what_a_key_is_told_of_a_budget_whose_account_a_request_decides() -> None:
+    rules = make_rules(
+        [
+            Budget(name="model", per=("user_id", "llm.model"), limit=10),
+            Budget(name="path", per=("request.path",), limit=2_500_000_000, unit="usd"),
+        ]
+    )
+    shown = key_info(VirtualKey(key(), ()), [(rule, None) for rule in rules], NOW)
+    model, path = orjson.loads(shown)["budgets"]
+    assert 0 < model.pop("reset_seconds") == path.pop("reset_seconds") <= 86_400
+    assert model == {
+        "budget": "model", "account": None, "per": ["user_id", "llm.model"], "unit": "tokens",
+        "limit": 10, "window": "day",
+    }  # fmt: skip
+    assert path == {
+        "budget": "path", "account": None, "per": ["request.path"], "unit": "usd",
+        "limit": 2_500_000_000, "window": "day", "usd": {"limit": "2.5"},
+    }  # fmt: skip
 
 
 def test_what_applies_to_a_key_is_worked_out_once_when_it_is_shown() -> None:

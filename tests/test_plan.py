@@ -224,14 +224,32 @@ def test_who_shows_no_key_is_under_the_budgets_that_ask_for_nothing() -> None:
         plan(line=b"GET /key/info", key=b"", by=by)
 
 
-def test_what_a_key_is_told_leaves_out_accounts_that_depend_on_the_request() -> None:
+def test_what_a_key_is_told_guesses_no_account_that_depends_on_the_request() -> None:
     budgets = (
         Budget(name="user", per=("user_id",), limit=5),
-        Budget(name="model", per=("llm.model",), limit=5),
+        Budget(name="model", per=("user_id", "llm.model"), limit=5),
+        Budget(name="else", per=("default(llm.model, 'any')",), limit=5),
+        Budget(name="path", per=("request.path",), limit=5),
+        Budget(name="team", per=('request.headers["x-team"]',), limit=5),
+        Budget(name="trial", per=("default(request.headers['x-trial'], 'no')",), limit=5),
+        Budget(name="nobody", per=("tenant", "llm.model"), limit=5),
     )
     by = planner(budgets, metadata={"user_id": "alice"})
-    told = by.known_accounts(plan(line=b"GET /key/info", by=by), NOW)
-    assert [(each.limit.name, each.values) for each in told] == [("user", ("alice",))]
+
+    def told(*fields: bytes) -> dict[str, tuple[str, ...] | None]:
+        asking = plan(*fields, line=b"GET /key/info", by=by)
+        return {
+            rule.limit.name: account.values if account is not None else None
+            for rule, account in by.standing(asking, NOW)
+        }
+
+    assert told() == {
+        "user": ("alice",), "model": None, "else": None, "path": None, "team": None,
+        "trial": ("no",),
+    }  # fmt: skip
+    assert told(b"X-Team: red", b"X-Trial: yes") | {"model": 0, "else": 0, "path": 0} == {
+        "user": ("alice",), "model": 0, "else": 0, "path": 0, "team": ("red",), "trial": ("yes",),
+    }  # fmt: skip
 
 
 def test_the_operators_labels() -> None:
@@ -457,7 +475,7 @@ class TestShapes:
     @pytest.mark.parametrize("mode", ["strict", "optional", "permissive"])
     def test_a_known_shape_says_what_the_head_says(self, labels: dict[str, str], mode: str) -> None:
         by = self.planner(labels, mode=mode)
-        shape = HeadShape(self.read(b"Bearer sk-a"), 1)
+        shape = HeadShape(self.read(b"Bearer sk-a"), 1, 100)
         assert shape.name == b"authorization"
         found = []
         for name in ("a", "b", "free", "some", "late", "far", "wrong", "free", "some", "a", "b"):
@@ -471,7 +489,7 @@ class TestShapes:
 
     def test_a_key_that_expired_is_refused_on_a_known_shape(self) -> None:
         by = self.planner()
-        shape = HeadShape(self.read(b"Bearer sk-a"), 1)
+        shape = HeadShape(self.read(b"Bearer sk-a"), 1, 100)
         for _ in range(2):
             assert by.plan(shape.head(b"Bearer sk-late"), NOW, "").key.name == "late"
         with pytest.raises(InvalidKey):
@@ -479,20 +497,20 @@ class TestShapes:
 
     def test_a_second_credential_in_the_rest_of_a_head_is_seen(self) -> None:
         by = self.planner()
-        shape = HeadShape(self.read(b"Bearer sk-a", b"X-Api-Key: sk-a"), 1)
+        shape = HeadShape(self.read(b"Bearer sk-a", b"X-Api-Key: sk-a"), 1, 100)
         assert by.plan(shape.head(b"Bearer sk-a"), NOW, "").key.name == "a"
         with pytest.raises(InvalidKey):
             by.plan(shape.head(b"Bearer sk-b"), NOW, "")
 
     def test_a_field_that_a_budget_or_label_names_is_not_only_a_credential(self) -> None:
         by = self.planner({"who": 'request.headers["authorization"]'})
-        shape = HeadShape(self.read(b"Bearer sk-a"), 1)
+        shape = HeadShape(self.read(b"Bearer sk-a"), 1, 100)
         for key in (b"a", b"b"):
             made = by.plan(shape.head(b"Bearer sk-" + key), NOW, "")
             assert by.labels(made, "m") == (f"Bearer sk-{key.decode()}",)
 
     def test_another_configuration_plans_anew(self) -> None:
-        shape = HeadShape(self.read(b"Bearer sk-a"), 1)
+        shape = HeadShape(self.read(b"Bearer sk-a"), 1, 100)
         for generation in (1, 2):
             by = self.planner(generation=generation)
             for key in (b"Bearer sk-a", b"Bearer sk-b"):
@@ -505,7 +523,7 @@ class TestShapes:
         gc.collect()
         gc.disable()
         try:
-            shape = HeadShape(self.read(b"Bearer sk-a"), 1)
+            shape = HeadShape(self.read(b"Bearer sk-a"), 1, 100)
             for key in (b"Bearer sk-a", b"Bearer sk-b"):
                 request = shape.head(key)
                 request.plan = by.plan(request, NOW, "")

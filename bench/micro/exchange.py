@@ -22,7 +22,8 @@ from bench.micro.meter import ANSWER, EVENT, LAST
 from bench.micro.timing import Row, show
 from fastgw.access_log import AccessLog
 from fastgw.config import load
-from fastgw.downstream.connection import Connections, DownstreamConnection
+from fastgw.downstream.connection import DownstreamConnection
+from fastgw.downstream.connections import Connections
 from fastgw.engine import Engine
 from fastgw.flow_control import Sweeper
 from fastgw.metrics import Metrics

@@ -45,6 +45,8 @@ def fetch(admin: Admin, path: str) -> Any:
         raise OSError(f"no gateway answers on {admin.listen}; is it running?") from None
     finally:
         connection.close()
+    if answer.status == 503:
+        raise OSError(f"{admin.listen} answered 503: the store is away; its log says why")
     if answer.status != 200:
         raise OSError(f"{admin.listen} answered {answer.status}; is the token the same?")
     return orjson.loads(body)

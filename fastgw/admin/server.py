@@ -24,6 +24,7 @@ from prometheus_client import CONTENT_TYPE_PLAIN_0_0_4
 
 from fastgw import clock
 from fastgw.downstream.listener import name_of
+from fastgw.errors import StoreUnavailable
 from fastgw.usage_report import DEFAULT_BY, DEFAULT_SINCE, read_since
 
 if TYPE_CHECKING:
@@ -84,6 +85,8 @@ class AdminServer:
         self._server: asyncio.Server | None = None
         self._open = 0
         self._tasks: set[asyncio.Task[Any]] = set()
+        self._idle: dict[asyncio.Task[Any], None] = {}
+        """Those that wait for a next request, the longest waiting first."""
 
     def use_token(self, token: str) -> None:
         """Ask for this token from now on; "" turns the API off."""
@@ -131,7 +134,7 @@ class AdminServer:
         self._tasks.add(task)
         self._open += 1
         try:
-            if self._open <= MAX_CONNECTIONS:
+            if self._open <= MAX_CONNECTIONS or self._give_way():
                 await self._converse(reader, writer)
         except (OSError, TimeoutError, asyncio.IncompleteReadError):
             pass
@@ -140,13 +143,28 @@ class AdminServer:
         finally:
             self._open -= 1
             self._tasks.discard(task)
+            self._idle.pop(task, None)
             writer.close()
+
+    def _give_way(self) -> bool:
+        """End the connection that has waited longest for a next request: who keeps connections open
+        does not keep a probe of readiness out. False if there is none."""
+        if not self._idle:
+            return False
+        longest = next(iter(self._idle))
+        del self._idle[longest]
+        longest.cancel()
+        return True
 
     async def _converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         connection = h11.Connection(h11.SERVER)
         timeout = HEAD_TIMEOUT
+        task = asyncio.current_task()
+        assert task is not None
         while True:
             try:
+                if timeout == IDLE_TIMEOUT:
+                    self._idle[task] = None
                 async with asyncio.timeout(timeout):
                     request = await _next_request(connection, reader)
                 if request is None:
@@ -158,6 +176,7 @@ class AdminServer:
                 head_only = False
             except _Answer as refusal:
                 answer, head_only = refusal, False
+            self._idle.pop(task, None)
             for data in _frames(connection, answer, head_only):
                 writer.write(data)
             async with asyncio.timeout(HEAD_TIMEOUT):
@@ -191,6 +210,14 @@ class AdminServer:
                 return _Answer(200, orjson.dumps(await views.budgets()))
         except _Answer as answer:
             return answer
+        except StoreUnavailable as error:
+            log.warning("admin: %s: store away: %s", path, error)
+            return _error(
+                503,
+                "store_unavailable",
+                "the store is away, and this view asks it; try again",
+                ("retry-after", "1"),
+            )
         except Exception:
             log.exception("admin: %s failed", path)
             return _error(500, "internal_error", "this view failed; the log has the reason")

@@ -119,6 +119,8 @@ def _amount(budget: Budget) -> str:
     if budget.limit == 1:
         unit = unit.removesuffix("s")
     amount = dollars(budget.limit) if budget.unit == "usd" else f"{budget.limit:,} {unit}"
+    if budget.unit == "parallel":
+        return f"{budget.limit:,} {'request' if budget.limit == 1 else 'requests'} at one time"
     window = budget.window
     if isinstance(window, CalendarWindow):
         return f"{amount} a calendar {window.calendar} ({window.timezone})"
@@ -165,7 +167,7 @@ def _warnings(config: Config) -> list[str]:
         if not route.budgets
     ]
     if config.admin.listen and not config.admin.token:
-        found.append("[admin] token is empty: the key and budget API is off")
+        found.append("[admin] token is empty: all of /api is off")
     return found
 
 
@@ -181,9 +183,9 @@ _HEAD = """\
 true. -->
 
 One TOML file, several, or a folder of them (`--config`, which may be repeated). Files are merged:
-`[[keys]]`, `[[budgets]]`, `[[upstreams]]` and `[[routes]]` add up, a setting of a single table may
-stand in one file only. A name, a route or a secret that stands twice is an error. `fastgw check`
-shows every problem at once, with file, line, setting and what to write.
+`[[keys]]`, `[[budgets]]`, `[[upstreams]]`, `[[routes]]` and `[[prices]]` add up, a setting of a
+single table may stand in one file only. A name, a route or a secret that stands twice is an error.
+`fastgw check` shows every problem at once, with file, line, setting and what to write.
 
 - **Variables.** `${VAR}` and `${VAR:-default}` work in every text; the default stands in for a
   variable that is unset or empty, an unset one without default is an error. `$$` is one `$`, any
@@ -195,9 +197,12 @@ shows every problem at once, with file, line, setting and what to write.
 - **Lists** of one may be written without brackets.
 - **Tables of texts** (`metadata`, `match`) also take whole numbers and `true` / `false`; they are
   kept as text: `level = 3` is `"3"`.
-- **Paths** of files that fastgw reads (`key_files`, `key_file`, `tls_cert`, `tls_key`, `ca_file`)
-  are relative to the file that names them; those of files it writes (`sqlite:PATH`, `[access_log]
-  path`) to the working directory.
+- **Paths** of files that fastgw reads (`key_files`, `key_file`, `api_key_file`, `token_file`,
+  `tls_cert`, `tls_key`, `ca_file`, `catalogs`) are relative to the file that names them; those of
+  files it writes (`sqlite:PATH`, `[store] journal`, `[access_log] path`) to the working directory.
+- **Files of secrets** (`key_file`, `api_key_file`, `token_file`) hold the secret alone; one line
+  end after it is not part of it. They are read at the start and at each reload; their rights are
+  not looked at.
 - **Expressions** (`per`, `labels`): `user_id` or `apiKey.user_id` or `apiKey["user_id"]` (metadata
   of the key), `request.headers["x-team"]`, `request.path`, `llm.model`, and
   `default(EXPRESSION, "VALUE")`. A metadata field that no key has is an error, unless it has a

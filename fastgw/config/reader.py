@@ -12,7 +12,7 @@ from fastgw.config.catalogs import read_catalog
 from fastgw.config.consistency import Draft, Entry, check
 from fastgw.config.heap import many_made
 from fastgw.config.problems import Place, Problems, Source, meant, nearest, quoted
-from fastgw.config.secret import read_digests
+from fastgw.config.secret import credential_in, read_digests
 from fastgw.config.source import Sources
 from fastgw.config.tables import (
     LATER_SETTINGS,
@@ -36,6 +36,8 @@ from fastgw.errors import ConfigError
 _TABLES = SINGLE_TABLES | LISTED_TABLES
 _READ_FILES = {"server.tls_cert", "server.tls_key", "upstreams.ca_file"}
 """Files that fastgw reads: PEM, relative to the file that names them."""
+_SECRET_FILES = {"admin.token_file", "upstreams.api_key_file"}
+"""Files that hold a credential of ours, likewise."""
 
 
 def load(paths: Sequence[str | Path], environ: Mapping[str, str] = os.environ) -> Config:
@@ -186,9 +188,11 @@ class _Reader:
         entry = Entry({}, {}, home, {name: raw for name, (raw, _) in raws.items()})
         for name, setting in settings.items():
             if setting.spelled:
-                for way in setting.spelled:
-                    if way in raws:
-                        entry.places.setdefault(name, raws[way][1])
+                given = [way for way in setting.spelled if way in raws]
+                if given:
+                    entry.places[name] = raws[given[0]][1]
+                if table != "keys":  # whose secrets are read below
+                    entry.values[name] = self._either(table, setting, given, raws)
             elif name in raws:
                 raw, place = raws[name]
                 entry.places[name] = place
@@ -205,6 +209,18 @@ class _Reader:
             entry.values["digest"], entry.values["previous_digest"] = digests
         return entry
 
+    def _either(
+        self, table: str, setting: Setting, given: list[str], raws: dict[str, tuple[Any, Place]]
+    ) -> Any:
+        """The value of a field that may be written in one of several ways."""
+        if not given:
+            return setting.default
+        raw, place = raws[given[-1]]
+        if len(given) > 1:
+            self.problems.add(place, f"here are {' and '.join(given)}; keep one")
+            return BAD
+        return self._value(f"{table}.{given[0]}", setting, raw, place)
+
     def _value(self, path: str, setting: Setting, raw: Any, place: Place) -> Any:
         def say(below: tuple[str | int, ...], message: str) -> None:
             self.problems.add(place.at(*place.setting, *below), message)
@@ -212,6 +228,12 @@ class _Reader:
         value = ValueReader(setting, path, self.environ, say).read(raw)
         if path in _READ_FILES and isinstance(value, str) and value:
             return self._pem(value, place)
+        if path in _SECRET_FILES and value is not BAD:
+            try:
+                return credential_in(value, place)
+            except ValueError as error:
+                self.problems.add(place, str(error))
+                return BAD
         if path == "pricing.catalogs" and isinstance(value, tuple):
             raws = [raw] if isinstance(raw, str) else raw
             pairs = zip(value, raws, strict=True)

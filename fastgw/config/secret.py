@@ -1,6 +1,7 @@
-"""A virtual key's secret on its way to a digest: from `key`, `key_hash` or `key_file`.
+"""Secrets on their way: a virtual key's to its digest, from `key`, `key_hash` or `key_file`; a
+credential of ours out of the file that holds it.
 
-The secret itself lives in these functions only. No message holds it, or any part of it.
+A key's secret itself lives in these functions only. No message holds a secret, or any part of one.
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ def _read(
         if way.endswith("key_hash"):
             return _from_hash(text)
         if way == "key_file":
-            text = _from_file(text, place)
+            text = _content(text, place)
         return _from_secret(text)
     except ValueError as error:
         problems.add(place.at(way), str(error))
@@ -72,7 +73,16 @@ def _from_hash(text: str) -> bytes:
     return bytes.fromhex(match[1])
 
 
-def _from_file(text: str, place: Place) -> str:
+def credential_in(name: str, place: Place) -> str:
+    """The credential that the file `name` holds and nothing else, but one line end. Raises
+    ValueError where there is none, or one that no header can carry."""
+    text = _content(name, place)
+    if not text:
+        raise ValueError("the file is empty; put the credential there")
+    return credential(text, "the value")
+
+
+def _content(text: str, place: Place) -> str:
     try:
         content = (place.source.folder / text).read_bytes().decode("utf-8")
     except (OSError, ValueError) as error:

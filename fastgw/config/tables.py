@@ -121,7 +121,13 @@ class Admin:
 
     listen: str = setting("127.0.0.1:9090", 'host:port or unix:/path; "" turns it off', "address")
     token: str = setting(
-        "", "needed for all but /metrics and /healthz; empty turns the rest off", "secret"
+        "",
+        "what the rest of the port asks for",
+        "secret",
+        spelled={
+            "token": "needed for all but /metrics and /healthz; empty turns the rest off",
+            "token_file": "instead of `token`: a file that holds it and nothing else",
+        },
     )
 
 
@@ -290,7 +296,15 @@ class Upstream:
 
     name: str = setting(REQUIRED, "unique name")
     base_url: str = setting(REQUIRED, "https://host/path: what the route's prefix becomes", "url")
-    api_key: str = setting("", "our credential towards the provider", "secret")
+    api_key: str = setting(
+        "",
+        "our credential towards the provider",
+        "secret",
+        spelled={
+            "api_key": "our credential towards the provider; better ${VAR} than itself",
+            "api_key_file": "instead of `api_key`: a file that holds it and nothing else",
+        },
+    )
     dialect: str = setting(
         "openai",
         "how requests and usage are read and how the credential is sent; auto = by the path",

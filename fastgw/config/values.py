@@ -275,7 +275,8 @@ class ValueReader:
                     if name not in known:
                         raise ValueError(f"unknown setting; {meant(name, known)}")
                     if name != "above":
-                        found[name] = self._usd(value, quoted(str(value)))
+                        price = expand(value, self.environ) if isinstance(value, str) else value
+                        found[name] = self._usd(price, quoted(str(value)))
                     elif type(value) is not int or not 0 < value <= MOST_WHOLE:
                         raise ValueError("must be a number of tokens; write above = 200_000")
                     else:

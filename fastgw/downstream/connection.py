@@ -21,7 +21,6 @@ The connection is handed its handler and knows neither keys nor budgets.
 from __future__ import annotations
 
 import asyncio
-import itertools
 import socket
 import struct
 from typing import TYPE_CHECKING, cast
@@ -36,19 +35,14 @@ from fastgw.errors import (
     TargetTooLong,
 )
 from fastgw.http1.body import BadChunk, ChunkedDecoder
-from fastgw.http1.request import (
-    UNSIZED,
-    HeadCache,
-    HeadMemo,
-    RequestHead,
-    read_request_head,
-)
+from fastgw.http1.request import UNSIZED, HeadMemo, RequestHead, read_request_head
 from fastgw.http1.serialize import CONTINUE
 from fastgw.turn import Outlet
 
 if TYPE_CHECKING:
     from fastgw.callbacks import Callbacks
     from fastgw.config.tables import Server
+    from fastgw.downstream.connections import Connections
     from fastgw.flow_control import Sweeper
 
 LINGER = 3.0
@@ -56,8 +50,13 @@ LINGER_BYTES = 1024 * 1024
 BODY_PROGRESS = 4096
 """Bytes of a body that must come within `body_timeout`: a byte a second is no upload."""
 _NO_LINGER = struct.pack("ii", 1, 0)
-_LOOKED_AT = 64
-"""Connections that are looked at for an idle one when there is no room for another."""
+
+
+AT_ONCE = 16
+"""Requests of a connection that are begun in one turn of the loop: a pipeline of refusals, which
+wait for nobody, is not to keep others waiting."""
+FULL_READ = 192 * 1024
+"""A read of this size is one of many: uvloop makes up to 32 of 256 KB in one turn."""
 
 
 @mypyc_attr(allow_interpreted_subclasses=True)  # by tests
@@ -85,61 +84,6 @@ class Handler:
 _TAKING = frozenset({"answering", "idle", "lingering", "closed"})
 """States in which the client may still take an answer; "closed": over TLS, where a close writes
 what waits, and while draining."""
-_CUT_TIMEOUT = 5.0
-"""An aborted connection is gone within a few turns of the loop; this is a net below that."""
-
-
-class Connections:
-    """The open connections of a worker, and whether it drains."""
-
-    def __init__(self) -> None:
-        self.all: set[DownstreamConnection] = set()
-        self.draining = False
-        self.heads = HeadCache()
-        self.refused = 0
-        """Connections closed at once because there was no room."""
-        self._empty = asyncio.Event()
-
-    def add(self, connection: DownstreamConnection) -> None:
-        """A connection opened."""
-        self.all.add(connection)
-
-    def discard(self, connection: DownstreamConnection) -> None:
-        """A connection closed."""
-        self.all.discard(connection)
-        if not self.all:
-            self._empty.set()
-
-    def has_room(self, limit: int) -> bool:
-        """Whether one more may open. A full house gives up one that waits between two requests, as
-        nginx does: who holds connections open does not keep others out."""
-        if len(self.all) < limit:
-            return True
-        for connection in itertools.islice(self.all, _LOOKED_AT):
-            if connection.give_way():
-                return True
-        self.refused += 1
-        return False
-
-    async def drain(self, within: float) -> None:
-        """Close those that wait for a request, the others after their answer; cut what is left
-        after `within` seconds. Returns when all are gone: each exchange has had its end."""
-        self.draining = True
-        for connection in list(self.all):
-            connection.drain()
-        if not await self._gone(within):
-            for connection in list(self.all):
-                connection.shut_down()
-            await self._gone(_CUT_TIMEOUT)
-
-    async def _gone(self, within: float) -> bool:
-        if self.all:
-            self._empty.clear()
-            try:
-                await asyncio.wait_for(self._empty.wait(), within)
-            except TimeoutError:
-                return False
-        return True
 
 
 class DownstreamConnection(asyncio.Protocol):
@@ -153,6 +97,7 @@ class DownstreamConnection(asyncio.Protocol):
         "_decoder",
         "_exchange",
         "_expects",
+        "_full",
         "_handler",
         "_left",
         "_mark",
@@ -193,6 +138,7 @@ class DownstreamConnection(asyncio.Protocol):
         self._buffer = bytearray()
         self._busy = False  # _read is on the stack
         self._paused = False
+        self._full = False  # the client does not take what was written
         self._unsent = 0
 
     # called by the event loop
@@ -218,7 +164,7 @@ class DownstreamConnection(asyncio.Protocol):
         if state == "idle":
             memo = self._memo
             end = memo.match(data)
-            if end and memo.length == len(data) - end and memo.head is not None:
+            if end and memo.length == len(data) - end and memo.head is not None and not self._full:
                 self._begin(memo.head, memo.length, data, end)  # one whole request, as mostly
             else:
                 self._read(data)
@@ -234,6 +180,10 @@ class DownstreamConnection(asyncio.Protocol):
                 self.transport.pause_reading()
         elif state == "body":
             self._read(data)
+            if len(data) >= FULL_READ and self._state == "body" and not self._paused:
+                # Others have their turn before the next: this may have been many small chunks.
+                self.transport.pause_reading()
+                asyncio.get_running_loop().call_soon(self._read_on)
         elif state == "lingering":
             self._unsent += len(data)
             if self._unsent > LINGER_BYTES:
@@ -253,13 +203,17 @@ class DownstreamConnection(asyncio.Protocol):
             exchange.on_disconnect()
 
     def pause_writing(self) -> None:
-        """More than `buffer_size` waits for the client."""
+        """More than `buffer_size` waits for the client: it gets no more before it takes that."""
+        self._full = True
         self.expires = 0.0
         if self._exchange is not None:
             self._exchange.on_client_full()
 
     def resume_writing(self) -> None:
         """The client took what waited."""
+        self._full = False
+        if self._buffer or self._paused:
+            asyncio.get_running_loop().call_soon(self._go_on)
         if self._exchange is not None:
             self._exchange.on_client_ready()
 
@@ -345,10 +299,7 @@ class DownstreamConnection(asyncio.Protocol):
             return
         self._state = "idle"
         if not self._busy and (self._buffer or self._paused):
-            if self._paused:
-                self._paused = False
-                self.transport.resume_reading()
-            self._read(self._take_buffer())
+            self._go_on()
 
     def cut(self, flush: bool) -> None:
         """Close in the middle of an answer, so that it cannot be taken for a whole one.
@@ -384,11 +335,16 @@ class DownstreamConnection(asyncio.Protocol):
         `fresh` is how many bytes at the end have not been searched for the end of the head.
         """
         self._busy = True
+        number = 0
         try:
             while data:
                 if self._state == "body":
                     data = self._read_body(data)
                 elif self._state in ("idle", "opening", "head"):
+                    if self._full or number == AT_ONCE:
+                        self._put_off(data)
+                        return
+                    number += 1
                     data = self._read_head(data, fresh)
                     fresh = 0
                 else:
@@ -397,6 +353,28 @@ class DownstreamConnection(asyncio.Protocol):
                     return
         finally:
             self._busy = False
+
+    def _put_off(self, data: bytes) -> None:
+        """Requests that wait for the next turn of the loop, in which others are served, or until
+        the client has taken the answers that it has."""
+        self._buffer += data
+        if not self._paused:
+            self._paused = True
+            self.transport.pause_reading()
+        if not self._full:
+            asyncio.get_running_loop().call_soon(self._go_on)
+
+    def _go_on(self) -> None:
+        """Read what was put off, unless that has to wait still."""
+        if self._state in ("idle", "opening", "head") and not self._full:
+            if self._paused:
+                self._paused = False
+                self.transport.resume_reading()
+            self._read(self._take_buffer())
+
+    def _read_on(self) -> None:
+        if not self._paused and self._state != "closed":
+            self.transport.resume_reading()
 
     def _read_head(self, data: bytes, fresh: int) -> bytes:
         memo = self._memo
@@ -436,7 +414,9 @@ class DownstreamConnection(asyncio.Protocol):
             return b""
         kept = head.plan is not None
         rest = self._begin(head, length, data, end)
-        if not kept and head.plan is not None:
+        if head.plan is None:
+            memo.head = None  # refused: nobody is to keep it
+        elif not kept:
             heads.keep(head)
         return rest
 

@@ -21,7 +21,7 @@ MAX_AGE = 600
 
 _EXPOSED = (
     b"x-request-id, request-id, x-ratelimit-limit, x-ratelimit-remaining, x-ratelimit-reset, "
-    b"retry-after, x-should-retry"
+    b"x-ratelimit-unit, retry-after, x-should-retry"
 )
 _VARY = b"vary: origin\r\n"
 

@@ -12,6 +12,7 @@ only from a message that ended soundly, with nothing after it, to a request that
 from __future__ import annotations
 
 import asyncio
+import logging
 from typing import TYPE_CHECKING, cast
 
 from fastgw.compiled import mypyc_attr
@@ -30,8 +31,13 @@ if TYPE_CHECKING:
     from fastgw.flow_control import Sweeper
     from fastgw.upstream.pool import Pool
 
+log = logging.getLogger(__name__)
+
 MAX_HEAD = 64 * 1024
 MAX_INTERIM = 8
+
+SMALL = 16 * 1024
+"""Bytes of a request that a socket takes at once: its buffer is larger (tcp_wmem), and empty."""
 
 FULL_READ = 192 * 1024
 """A read of this size is one of many: uvloop makes up to 32 of 256 KB in one turn."""
@@ -48,6 +54,7 @@ class UpstreamConnection(asyncio.Protocol):
         "_exchange",
         "_head",
         "_interim",
+        "_large",
         "_left",
         "_method",
         "_paused",
@@ -73,7 +80,8 @@ class UpstreamConnection(asyncio.Protocol):
         # for one exchange
         self._exchange: Callbacks | None = None
         self._method = b""
-        self._whole = False  # the request is sent in full
+        self._whole = False  # the request is written in full
+        self._large = False  # it may not fit into the kernel's buffer
         self._buffer = b""
         self._head: ResponseHead | None = None
         self._left = 0
@@ -100,22 +108,27 @@ class UpstreamConnection(asyncio.Protocol):
         if exchange is None:
             self.close()  # nobody asked: never to be taken for an answer
             return
-        self.expires = 0.0
-        if self._state == "answering":
-            decoder = self._decoder
-            if decoder is not None and (body := decoder.one(data)):
-                exchange.on_response_body(body, data, False)
-            else:
-                self._take_body(exchange, data)
-            if len(data) >= FULL_READ and self._state == "answering" and not self._paused:
-                # Others have their turn before the next: 8 MB that are metered are 5 ms and more.
-                self.transport.pause_reading()
-                asyncio.get_running_loop().call_soon(self._read_on)
-        elif self._state == "asking":
-            if self._buffer:
-                data = self._buffer + data
-                self._buffer = b""
-            self._take_head(exchange, data)
+        try:
+            if self._state == "answering":
+                self.expires = 0.0
+                decoder = self._decoder
+                if decoder is not None and (body := decoder.one(data)):
+                    exchange.on_response_body(body, data, False)
+                else:
+                    self._take_body(exchange, data)
+                if len(data) >= FULL_READ and self._state == "answering" and not self._paused:
+                    # Others have their turn before the next: 8 MB that are metered take 5 ms.
+                    self.transport.pause_reading()
+                    asyncio.get_running_loop().call_soon(self._read_on)
+            elif self._state == "asking":
+                if self._buffer:
+                    data = self._buffer + data
+                    self._buffer = b""
+                self._take_head(exchange, data)
+        except Exception:  # a fault of ours: the client is not to wait for what nobody reads
+            log.exception("an answer could not be read")
+            self.close()
+            exchange.on_upstream_failure("malformed")
 
     def _read_on(self) -> None:
         if not self._paused and self._state != "closed":
@@ -181,6 +194,7 @@ class UpstreamConnection(asyncio.Protocol):
         self._exchange = exchange
         self._method = method
         self._whole = whole
+        self._large = not whole or len(data) > SMALL
         self._state = "asking"
         self._head = None
         self._interim = 0
@@ -191,7 +205,7 @@ class UpstreamConnection(asyncio.Protocol):
         """As `send`, for a whole request. A large body is not joined to the head."""
         self._exchange = exchange
         self._method = method
-        self._whole = True
+        self._whole = self._large = True
         self._state = "asking"
         self._head = None
         self._interim = 0
@@ -268,6 +282,7 @@ class UpstreamConnection(asyncio.Protocol):
             return
         self._head = head
         self._state = "answering"
+        self.expires = 0.0
         length = head.length
         size = len(data) - end
         if 0 <= length <= size:
@@ -337,7 +352,14 @@ class UpstreamConnection(asyncio.Protocol):
         if self._paused:
             self._paused = False
             self.transport.resume_reading()
-        if clean and self._whole and head is not None and head.keep_alive:
+        if (
+            clean
+            and self._whole
+            and head is not None
+            and head.keep_alive
+            # An early answer may come before the provider has taken all of a large request.
+            and not (self._large and self.transport.get_write_buffer_size())
+        ):
             self._state = "idle"
             self.expires = 0.0
             self._pool.release(self, head.keep_for)

@@ -13,6 +13,7 @@ from fastgw.admin import server
 from fastgw.admin.client import fetch
 from fastgw.admin.server import AdminServer, Views
 from fastgw.config.tables import Admin
+from fastgw.errors import StoreUnavailable
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -145,6 +146,31 @@ def test_a_view_that_fails_is_500_and_tells_only_the_log(
     assert "no numbers today" in caplog.text
 
 
+@pytest.mark.parametrize("path", ["/api/budgets", "/api/usage"])
+def test_a_store_that_is_away_is_no_fault_of_ours(
+    caplog: pytest.LogCaptureFixture, path: str
+) -> None:
+    async def away(*_: Any) -> list[dict[str, Any]]:
+        raise StoreUnavailable("Redis: cannot connect")
+
+    async def main() -> None:
+        views = Views(_metrics, lambda: (True, "ready"), _status, away, away)
+        admin = AdminServer("127.0.0.1:0", TOKEN, views)
+        await admin.start()
+        answer = await talk(admin, get(path, AUTHORISED))
+        assert answer.startswith(b"HTTP/1.1 503")
+        assert b"store_unavailable" in answer
+        assert b"retry-after: 1\r\n" in answer
+        with pytest.raises(OSError, match="store is away"):
+            await asyncio.to_thread(fetch, Admin(listen=admin.address, token=TOKEN), path)
+        await admin.close()
+
+    asyncio.run(main())
+    assert [(each.getMessage(), each.exc_info) for each in caplog.records] == [
+        (f"admin: {path}: store away: Redis: cannot connect", None)
+    ] * 2
+
+
 def test_keep_alive_pipelining_and_head() -> None:
     async def main() -> None:
         async with running() as admin:
@@ -172,7 +198,12 @@ def test_too_many_connections_are_closed_and_others_served(
             writer.close()
             held[0][1].write(get("/healthz/live"))
             assert b"live" in await asyncio.wait_for(held[0][0].readuntil(b"}"), 10)
-            for _, each in held:
+            # it waits for a next request now, and gives way
+            reader, writer = await asyncio.open_connection(host, int(port))
+            writer.write(get("/healthz/ready"))
+            assert b" 200 " in await asyncio.wait_for(reader.readuntil(b"}"), 10)
+            assert await asyncio.wait_for(held[0][0].read(), 10) == b""
+            for _, each in (*held, (reader, writer)):
                 each.close()
 
     asyncio.run(main())

@@ -30,7 +30,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 from bench.micro.exchange import CONFIG
 from fastgw.access_log import AccessLog
 from fastgw.config import load
-from fastgw.downstream.connection import Connections, DownstreamConnection
+from fastgw.downstream.connection import DownstreamConnection
+from fastgw.downstream.connections import Connections
 from fastgw.engine import Engine
 from fastgw.flow_control import Sweeper
 from fastgw.metrics import Metrics

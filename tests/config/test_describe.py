@@ -78,6 +78,16 @@ def test_accounts() -> None:
     ]
 
 
+def test_a_budget_of_parallel_requests_has_no_window() -> None:
+    one = Budget(name="one", match={"tier": "free"}, limit=1, unit="parallel")
+    budgets = (one, replace(one, name="many", limit=2000, window="hour", admission="reserve"))
+    lines = describe(replace(CONFIG, keys=(ALICE,), budgets=budgets), now=0.0)
+    assert lines[1:3] == [
+        "budget one: 1 request at one time, one account for all; applies to 0 keys",
+        "budget many: 2,000 requests at one time, one account for all; applies to 0 keys",
+    ]
+
+
 def test_warnings() -> None:
     config = replace(
         CONFIG,
@@ -94,7 +104,7 @@ def test_warnings() -> None:
         "upstream v: no route leads there",
         "upstream v: the credential is sent unencrypted (http://)",
         "route /u: budgets = false: neither metered nor limited",
-        "[admin] token is empty: the key and budget API is off",
+        "[admin] token is empty: all of /api is off",
     ]
     assert "sk-secret" not in "\n".join(lines)
     assert lines[0] == "key carol: budgets all (refused with 403: the key has no user_id)"

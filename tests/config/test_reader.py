@@ -387,11 +387,75 @@ def test_repr_shows_no_secret(tmp_path: Path) -> None:
     assert repr(hashlib.sha256(SECRET.encode()).digest()) not in repr(config)
 
 
+def test_prices_may_come_from_the_environment(tmp_path: Path) -> None:
+    text = """
+    [[prices]]
+    model = "m"
+    input = "${INPUT}"
+    output = 2
+    tiers = [{ above = 1000, input = "${LONG:-3}" }]
+    """
+    price = good(tmp_path, text + BASE, INPUT="0.5").prices[0]
+    assert (price.input, price.tiers[0].input) == (500_000_000, 3_000_000_000)
+    assert "[[prices]] tiers.input: environment variable LONG is not set" in "\n".join(
+        problems(tmp_path, text.replace(":-3", "") + BASE, INPUT="0.5")
+    )
+
+
 def test_pem_files_are_relative_to_the_file(tmp_path: Path) -> None:
     put(tmp_path, "-----BEGIN CERTIFICATE-----\n", "conf/ca.pem")
     text = BASE.replace('v1"\n', 'v1"\nca_file = "ca.pem"\n')
     path = put(tmp_path, text, "conf/config.toml")
     assert load([path], {}).upstreams[0].ca_file == str(tmp_path / "conf/ca.pem")
+
+
+FROM_FILES = BASE.replace('v1"\n', 'v1"\napi_key_file = "${FOLDER:-.}/openai"\n')
+ADMIN_FILE = '[admin]\ntoken_file = "s/admin"\n'
+
+
+@pytest.mark.parametrize("end", ["", "\n", "\r\n"])
+def test_our_credentials_come_from_files_too(tmp_path: Path, end: str) -> None:
+    """Relative to the file that names them; each time anew."""
+    put(tmp_path, SECRET + end, "conf/openai")
+    put(tmp_path, SECRET + "2" + end, "conf/s/admin").chmod(0o644)
+    path = put(tmp_path, ADMIN_FILE + FROM_FILES, "conf/config.toml")
+    config = load([path], {})
+    assert (config.upstreams[0].api_key, config.admin.token) == (SECRET, SECRET + "2")
+    assert SECRET not in repr(config)
+    put(tmp_path, "sk-renewed" + end, "elsewhere/openai")
+    renewed = load([path], {"FOLDER": str(tmp_path / "elsewhere")})
+    assert renewed.upstreams[0].api_key == "sk-renewed"
+
+
+@pytest.mark.parametrize(
+    ("content", "part"),
+    [
+        (None, "the file cannot be read: no such file or directory; check the path"),
+        ("", "the file is empty"),
+        ("\n", "the file is empty"),
+        (f"{SECRET}\n{SECRET}\n", "a line end or another character that no header can carry"),
+        (f" {SECRET}", "holds a space"),
+        (f"{SECRET}é", "no header can carry"),
+    ],
+)
+def test_a_file_without_a_sound_credential(tmp_path: Path, content: str | None, part: str) -> None:
+    if content is not None:
+        put(tmp_path, content, "openai")
+        put(tmp_path, content, "s/admin")
+    admin, upstream = problems(tmp_path, ADMIN_FILE + FROM_FILES)
+    assert admin.startswith("config.toml:2: [admin] token_file: ")
+    assert upstream.startswith("config.toml:16: [[upstreams]] api_key_file: ")
+    for line in (admin, upstream):
+        assert part in line
+        assert SECRET not in line
+
+
+def test_a_credential_stands_in_one_place(tmp_path: Path) -> None:
+    text = FROM_FILES.replace("api_key_file", f'api_key = "{SECRET}"\napi_key_file')
+    found = (
+        "config.toml:15: [[upstreams]] api_key_file: here are api_key and api_key_file; keep one"
+    )
+    assert problems(tmp_path, text) == [found]
 
 
 STRANGE = [

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from fastgw.callbacks import Callbacks
 from fastgw.config.tables import Server
-from fastgw.downstream.connection import LINGER_BYTES, Connections, DownstreamConnection, Handler
+from fastgw.downstream.connection import LINGER_BYTES, DownstreamConnection, Handler
+from fastgw.downstream.connections import Connections
 from fastgw.flow_control import Sweeper
 from fastgw.http1.serialize import CONTINUE
 

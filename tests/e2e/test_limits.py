@@ -5,13 +5,16 @@ from __future__ import annotations
 import contextlib
 import socket
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import orjson
+import pytest
 
-from tests.processes import ALICE, BOB, PER_USER, chat, request
+from tests.processes import ALICE, BOB, PER_USER, chat, request, settled
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from tests.e2e.conftest import StartGateway
     from tests.processes import Gateway, Provider
 
@@ -124,6 +127,50 @@ def test_browsers(start: StartGateway, provider: Provider) -> None:
     )
     assert status == 401
     assert "access-control-allow-origin" not in headers
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_key_is_told_of_a_budget_whose_account_its_requests_decide(
+    start: StartGateway, tmp_path: Path, workers: int
+) -> None:
+    """And nothing comes to be by looking."""
+    budgets = """
+[[budgets]]
+name = "per-user-daily"
+per = ["user_id", "llm.model"]
+limit = 10
+[[budgets]]
+name = "by-path"
+per = ["request.path"]
+limit = 1000
+[[budgets]]
+name = "by-user"
+per = ["user_id"]
+limit = 1000
+"""
+    gateway = start(
+        store=f"sqlite:{tmp_path}/looked.db",
+        budgets=budgets,
+        server=f"workers = {workers}" * (workers > 1),
+    )
+
+    def told() -> list[Any]:
+        shown = {"Authorization": f"Bearer {ALICE}"}
+        status, _, body = request(gateway.port, "GET", "/key/info", headers=shown)
+        assert status == 200
+        budgets = orjson.loads(body)["budgets"]
+        return [(each["budget"], each["account"], each.get("remaining")) for each in budgets]
+
+    first = [("per-user-daily", None, None), ("by-path", None, None)]
+    assert told() == [*first, ("by-user", ["alice"], 1000)]
+    assert gateway.api("/api/budgets") == []
+    assert chat(gateway, ALICE)[0] == 200
+    settled(gateway)
+    time.sleep(0.5)  # what the other worker knows may be so old
+    assert chat(gateway, ALICE)[0] == 429
+    assert told() == [*first, ("by-user", ["alice"], 981)]
+    assert [row["used"] for row in gateway.api("/api/budgets")] == [19, 19, 19]
+    assert b"/key/info" not in orjson.dumps(gateway.api("/api/budgets"))
 
 
 def test_a_key_may_ask_about_itself(start: StartGateway, provider: Provider) -> None:

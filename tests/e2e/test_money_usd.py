@@ -232,6 +232,13 @@ def test_a_hard_cap_in_dollars_holds_what_a_request_may_cost(start: StartGateway
     assert sorted(results) == [200, 429, 429, 429]
     assert spent(gateway) == ONE
     assert sum(row["held"] for row in gateway.api("/api/budgets")) == 0
+    status, headers, body = chat(gateway, ALICE, max_tokens=200)
+    assert status == 429
+    assert headers["x-ratelimit-remaining"] == "282"  # micro-USD: less than 200 tokens at 1.50
+    assert headers["retry-after"] == headers["x-ratelimit-reset"]
+    message = orjson.loads(body)["error"]["message"]
+    assert "has used $0.0000185 of $0.0003, held $0.00; this request may cost $0.0003" in message
+    assert "what is left is $0.0002815; send a smaller max_tokens, or wait: it resets" in message
 
 
 def test_a_hard_cap_in_dollars_can_clamp_the_answer(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.processes import ALICE, BOB, PER_USER, chat, request, settled
+from tests.processes import ALICE, BOB, PER_USER, TOKEN, chat, request, settled
 
 if TYPE_CHECKING:
     from tests.e2e.conftest import StartGateway
@@ -155,6 +155,42 @@ def test_store_away_closed_is_503(redis_server: RedisServer, start: StartGateway
     assert request(gateway.admin_port, "GET", "/healthz/ready")[0] == 503
     redis_server.start()
     wait_until(lambda: chat(gateway, ALICE)[0] == 200, "200 again")
+
+
+def ready(gateway: Gateway) -> int:
+    return request(gateway.admin_port, "GET", "/healthz/ready")[0]
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_store_that_nobody_calls_is_watched(
+    redis_server: RedisServer, start: StartGateway, workers: int
+) -> None:
+    """No request comes at all."""
+    redis_server.kill()
+    more = 'timeout = "200ms"\non_failure = "closed"'
+    gateway = start(
+        store=redis_server.url, store_more=more, server=f"workers = {workers}" * (workers > 1)
+    )
+    for _ in range(2):
+        wait_until(lambda: ready(gateway) == 503, "the store is noticed to be away")
+        wait_until(lambda: not up(gateway), "the status says so")
+        text = gateway.metrics()
+        assert "fastgw_store_up 0.0" in text
+        assert "fastgw_store_failures_total 0.0" not in text
+        assert chat(gateway, ALICE)[0] == 503
+        for path in ("/api/budgets", "/api/usage"):
+            token = {"Authorization": f"Bearer {TOKEN}"}
+            status, headers, body = request(gateway.admin_port, "GET", path, headers=token)
+            assert status == 503
+            assert int(headers["retry-after"]) > 0
+            assert b"store_unavailable" in body
+        redis_server.start()
+        wait_until(lambda: ready(gateway) == 200, "the store is noticed to be back")
+        wait_until(lambda: up(gateway), "the status says so")
+        assert "fastgw_store_up 1.0" in gateway.metrics()
+        assert isinstance(gateway.api("/api/budgets"), list)
+        redis_server.kill()
+    redis_server.start()
 
 
 def test_store_away_open_admits_all_and_owes(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import socket
@@ -288,6 +289,80 @@ def test_the_units_are_sound(tmp_path: Path) -> None:
 def test_the_service_is_shut_in() -> None:
     found = analyze("security", "--offline=true", "--threshold=20", str(DEPLOY / "fastgw.service"))
     assert found.returncode == 0, found.stdout
+
+
+@both
+def test_the_credential_that_the_unit_loads_is_read(
+    provider: Provider, tmp_path: Path, server: str
+) -> None:
+    """As systemd starts it: nothing but PATH and the folder of credentials in the environment, and
+    the setting that the unit and its page name. A reload reads the file again."""
+    unit = (DEPLOY / "fastgw.service").read_text()
+    loaded = re.search(r"^LoadCredential=(\S+):/etc/fastgw/(\S+)$", unit, re.MULTILINE)
+    setting = re.search(r"^#   api_key_file = (.+)$", unit, re.MULTILINE)
+    assert loaded is not None
+    assert setting is not None
+    assert loaded[1] == loaded[2]
+    assert setting[1] == f'"${{CREDENTIALS_DIRECTORY:-/etc/fastgw}}/{loaded[1]}"'
+    page = " ".join((ROOT / "docs/operations.md").read_text().split())
+    assert f"`api_key_file = {setting[1]}`" in page
+    port = free_port()
+    configure(tmp_path, port, provider.port, server)
+    config = tmp_path / "gateway.toml"
+    name = '[[upstreams]]\nname = "stub"\n'
+    text = config.read_text()
+    assert name in text
+    config.write_text(text.replace(name, f"{name}api_key_file = {setting[1]}\n"))
+    credentials = tmp_path / "credentials"
+    credentials.mkdir()
+    (credentials / loaded[1]).write_text("sk-of-the-unit\n")
+    env = {
+        "PATH": os.environ["PATH"],
+        "PYTHONPATH": str(ROOT),
+        "CREDENTIALS_DIRECTORY": str(credentials),
+    }
+    arguments = [sys.executable, "-m", "fastgw", "check", "--config", "gateway.toml"]
+    checked = subprocess.run(
+        arguments, capture_output=True, text=True, timeout=60, check=False, cwd=tmp_path, env=env
+    )
+    assert checked.returncode == 0, checked.stderr
+    assert "sk-of" not in checked.stdout + checked.stderr
+    arguments[3] = "serve"
+    with (tmp_path / "log").open("wb") as log:
+        child = subprocess.Popen(arguments, stdout=log, stderr=log, cwd=tmp_path, env=env)
+
+    def sends(credential: bytes) -> bool:
+        assert child.poll() is None, (tmp_path / "log").read_text()
+        body = orjson.dumps({"model": "m", "messages": []})
+        try:
+            if request(port, "POST", "/openai", body, {"x-api-key": ALICE})[0] != 200:
+                return False
+        except OSError:
+            return False  # it does not listen yet
+        return b"Bearer %b\r\n" % credential in provider.last()
+
+    try:
+        wait_for(lambda: sends(b"sk-of-the-unit"), "the credential at the provider")
+        (credentials / loaded[1]).write_text("sk-of-later\n")
+        child.send_signal(signal.SIGHUP)
+        wait_for(lambda: sends(b"sk-of-later"), "the new credential at the provider")
+        (credentials / loaded[1]).unlink()
+        child.send_signal(signal.SIGHUP)
+        wait_for(
+            lambda: (
+                "[[upstreams]] api_key_file: the file cannot be read: no such file"
+                in (tmp_path / "log").read_text()
+            ),
+            "a reload that fails",
+        )
+        assert sends(b"sk-of-later")
+        child.terminate()
+        assert child.wait(20) == 0
+    finally:
+        if child.poll() is None:
+            child.kill()
+            child.wait(20)
+    assert "sk-of" not in (tmp_path / "log").read_text()
 
 
 MDWE = """

@@ -37,7 +37,9 @@ def test_one_origin_is_named_and_caches_are_told() -> None:
     assert fields.count("access-control-allow-origin") == 1
     assert f"access-control-allow-origin: {APP}\r\n" in fields
     assert "vary: origin\r\n" in fields
-    assert "x-ratelimit-remaining" in fields
+    exposed = fields.partition("access-control-expose-headers: ")[2].partition("\r\n")[0]
+    for name in ("limit", "remaining", "reset", "unit"):
+        assert f"x-ratelimit-{name}" in exposed.split(", ")
 
 
 @pytest.mark.parametrize("origin", ["https://evil.example", "null", f"{APP}.evil.example", ""])

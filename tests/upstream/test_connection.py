@@ -483,3 +483,77 @@ def test_over_tls_a_slow_client_gets_the_end_too(tmp_path: Path, size: int, noti
     if notifies:
         answer = UNTIL_CLOSE + b"x" * size
         assert uvloop.run(ended_over_tls(tmp_path, answer, slow=True)) == (size, "ended")
+
+
+def test_a_request_that_is_not_out_yet_keeps_its_connection_from_the_next() -> None:
+    """An early answer: what is left of the body would be read as the next request."""
+    made: list[asyncio.Transport] = []
+
+    class Early(asyncio.Protocol):
+        def connection_made(self, transport: asyncio.BaseTransport) -> None:
+            assert isinstance(transport, asyncio.Transport)
+            transport.pause_reading()
+            made.append(transport)
+            asyncio.get_running_loop().call_later(0.05, transport.write, OK + b"no")
+
+    async def run(size: int, apart: bool) -> str:
+        loop = asyncio.get_running_loop()
+        server = await loop.create_server(Early, "127.0.0.1", 0)
+        port = server.sockets[0].getsockname()[1]
+        pool = Pool(Upstream(name="p", base_url=f"http://127.0.0.1:{port}"), Sweeper(), 65536)
+        _, connection = await loop.create_connection(
+            lambda: UpstreamConnection(pool, Sweeper()), "127.0.0.1", port
+        )
+        pool.adopt(connection)
+        assert pool.acquire(None) is connection  # type: ignore[arg-type]
+        record = Record()
+        if apart:
+            connection.send_apart(record, b"POST", REQUEST, bytes(size))
+        else:
+            connection.send(record, b"POST", REQUEST + bytes(size), True)
+        async with asyncio.timeout(10):
+            await record.over.wait()
+        kept = pool.counts["idle"]
+        pool.abort()
+        made.pop().abort()
+        server.close()
+        await asyncio.sleep(0.01)
+        return record.end + "+" * kept
+
+    for apart in (False, True):
+        assert asyncio.run(run(32_000_000, apart)) == "ended"
+        assert asyncio.run(run(1000, apart)) == "ended+"
+
+
+def test_interim_answers_do_not_count_as_the_first_byte() -> None:
+    async def run() -> None:
+        async with connected() as (connection, _):
+            record = Record()
+            connection.send(record, b"GET", REQUEST, True)
+            connection.expires = 7.0
+            connection.data_received(b"HTTP/1.1 103 Early Hints\r\n\r\n")
+            connection.data_received(OK[:9])
+            assert connection.expires == 7.0
+            connection.data_received(OK[9:])
+            assert connection.expires == 0.0
+
+    asyncio.run(run())
+
+
+def test_a_fault_of_the_exchange_ends_it(caplog: pytest.LogCaptureFixture) -> None:
+    class Faulty(Record):
+        def on_response(self, head: ResponseHead, body: bytes, ended: bool) -> None:
+            raise ZeroDivisionError
+
+    async def run(data: bytes) -> None:
+        async with connected(data) as (connection, pool):
+            record = Faulty()
+            connection.send(record, b"GET", REQUEST, True)
+            async with asyncio.timeout(10):
+                await record.over.wait()
+            assert record.end == "malformed"
+            assert not pool.counts["idle"]
+
+    for data in (OK + b"ok", OK, CHUNKED):
+        asyncio.run(run(data))
+    assert caplog.text.count("an answer could not be read") == 3

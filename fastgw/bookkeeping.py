@@ -17,6 +17,7 @@ import socket
 from typing import TYPE_CHECKING
 
 from fastgw import clock, journal
+from fastgw.config.redis_url import SCHEMES, parse_redis_url
 from fastgw.errors import StoreUnavailable
 from fastgw.journal import Journal, JournalError
 from fastgw.policy.ledger import Ledger
@@ -46,13 +47,25 @@ def folder_of(settings: StoreSettings) -> str:
     return os.path.join(os.environ.get("STATE_DIRECTORY", "").partition(":")[0], "fastgw.debits")
 
 
-def _name_of(settings: StoreSettings) -> str:
-    """The store, without credentials: a journal belongs to one."""
+def _names_of(settings: StoreSettings) -> tuple[str, ...]:
+    """The store, a journal belongs to one; then the name that it had in older versions.
+
+    Only what tells it from another: no credentials, no options, no way of writing the same.
+    """
     scheme, _, rest = settings.url.partition(":")
     if scheme == "sqlite":
-        return f"sqlite:{os.path.realpath(rest)}"
-    place = re.sub(r"//[^/]*@", "//", rest)
-    return f"{scheme}:{place} {settings.prefix}"
+        return (f"sqlite:{os.path.realpath(rest)}",)
+    older = f"{scheme}:{re.sub(r'//[^/]*@', '//', rest)} {settings.prefix}"
+    if scheme not in SCHEMES:
+        return (older,)
+    url = parse_redis_url(settings.url)
+    # Sentinels know the service by its name, whichever of them are asked.
+    place = url.service or ",".join(sorted({_place(*host) for host in url.hosts}))
+    return f"redis {url.topology} {place}/{url.db} {settings.prefix}", older
+
+
+def _place(host: str, port: int) -> str:
+    return f"{'127.0.0.1' if host == 'localhost' else host}:{port}"
 
 
 def open_book(settings: StoreSettings, store: Store) -> tuple[Ledger, Journal | None]:
@@ -63,7 +76,7 @@ def open_book(settings: StoreSettings, store: Store) -> tuple[Ledger, Journal | 
     kept = None
     if folder:
         try:
-            kept = journal.claim(folder, _name_of(settings))
+            kept = journal.claim(folder, *_names_of(settings))
         except JournalError as error:
             if settings.journal != "auto":
                 raise
@@ -71,6 +84,14 @@ def open_book(settings: StoreSettings, store: Store) -> tuple[Ledger, Journal | 
     if kept is None:
         writer = f"{socket.gethostname()[:32]}:{os.getpid()}:{secrets.token_hex(6)}"
         return Ledger(writer, staleness), None
+    others = journal.strangers(folder, *_names_of(settings))
+    if others:
+        log.warning(
+            "journal: %s in %s owe debits to another store than [store] url names now; to settle "
+            "them start fastgw with the url and prefix of then, or remove the files",
+            ", ".join(others[:10]) + (", …" if len(others) > 10 else ""),
+            folder,
+        )
     owing = sum(1 for each in kept.owed if each.sent or each.rest)
     if owing:
         log.warning("journal: %d account(s) of a process that died are settled now", owing)
@@ -83,12 +104,16 @@ async def settle_orphans(settings: StoreSettings) -> None:
     """Settle what dead workers left, now and whenever one is found. Runs until it is cancelled."""
     folder = folder_of(settings)
     while folder:
-        for orphan in journal.orphans(folder, _name_of(settings)):
+        for orphan in journal.orphans(folder, *_names_of(settings)):
             try:
                 await _settle(orphan, settings)
             except asyncio.CancelledError:
                 orphan.close()
                 raise
+            except Exception:
+                log.exception("journal: %s cannot be settled; it is kept", orphan.writer)
+                orphan.close()
+                continue
             log.warning("journal: %s of a process that died is settled", orphan.writer)
             orphan.remove()
         await asyncio.sleep(LOOK)
@@ -111,7 +136,15 @@ async def _settle(orphan: Journal, settings: StoreSettings) -> None:
             except StoreUnavailable:
                 await asyncio.sleep(RETRY)
             else:
-                ledger.settled(answer, clock.wall())
+                unusable = ledger.settled(answer, clock.wall())
+                if unusable:
+                    log.error(
+                        "journal: the store cannot keep %d account(s), as %s: what %s owed there "
+                        "is not counted",
+                        len(unusable),
+                        unusable[0],
+                        orphan.writer,
+                    )
     finally:
         with contextlib.suppress(StoreUnavailable):
             await store.close()

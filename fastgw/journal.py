@@ -37,12 +37,13 @@ import mmap
 import os
 import secrets
 import socket
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import orjson
 
 from fastgw import clock
 from fastgw.model import Owed
+from fastgw.policy.ledger import MOST
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -57,6 +58,7 @@ FIRST_SIZE = 64 * 1024
 MAX_SIZE = 256 * 1024 * 1024
 """Some two million accounts that owe something at one time."""
 
+_FULL: Final = 2**63 - 1  # of a word
 _NUMBERS = 4096  # files of one folder at most
 _SIZE, _EXPIRES, _TOTAL, _SEQUENCE, _SENT, _ACKNOWLEDGED, _KNOWN, _SETTLED = range(8)
 _BEGUN, _LENGTH = 2, 3  # words of the header
@@ -129,8 +131,8 @@ class Journal:
                         words[at + _EXPIRES],
                         at + _TOTAL,
                         words[at + _SEQUENCE],
-                        sent,
-                        words[at + _TOTAL] - words[at + _SENT],
+                        _bounded(sent),
+                        _bounded(words[at + _TOTAL] - words[at + _SENT]),
                         words[at + _SETTLED],
                         words[at + _KNOWN],
                     )
@@ -140,6 +142,11 @@ class Journal:
                 self._free.setdefault(granules, []).append(at)
             at += granules * WORDS
         self._end = at
+
+    @property
+    def owes(self) -> bool:
+        """Whether there is anything to settle, as it was opened."""
+        return any(each.sent or each.rest for each in self.owed)
 
     @property
     def belongs(self) -> bool:
@@ -183,6 +190,13 @@ class Journal:
         self.words[at] = granules << 32
         self._free.setdefault(granules, []).append(at)
 
+    def add(self, slot: int, amount: int) -> None:
+        """See Slots. A full word stays full: by then the store counts no further either."""
+        try:
+            self.words[slot] += amount
+        except ValueError:  # past int64
+            self.words[slot] = _FULL if amount > 0 else -_FULL
+
     def begin(self, sequence: int) -> None:
         """See Slots."""
         self.words[_BEGUN] = sequence
@@ -208,11 +222,15 @@ class Journal:
     def rename(self) -> str:
         """See Slots."""
         self.writer = f"{socket.gethostname()[:32]}:{secrets.token_hex(6)}"
+        self.sign()
+        return self.writer
+
+    def sign(self) -> None:
+        """Say where it belongs, as it is named now."""
         self.store, self.host = self._belongs["store"], self._belongs["host"]
         facts = orjson.dumps({"writer": self.writer, **self._belongs})
         self._mapped[_FACTS : _FACTS + len(facts)] = facts
         self.words[_LENGTH] = len(facts)
-        return self.writer
 
     def _grow(self) -> bool:
         size = len(self._mapped)
@@ -248,6 +266,10 @@ class Journal:
         return f"<Journal {os.path.basename(self.path)} {self.writer}>"
 
 
+def _bounded(amount: int) -> int:
+    return min(max(amount, -MOST), MOST)
+
+
 def belonging(store: str) -> dict[str, str]:
     """Digests of where a journal belongs: the store's name without its credentials, this host."""
     try:
@@ -261,10 +283,16 @@ def belonging(store: str) -> dict[str, str]:
     }
 
 
-def claim(folder: str, store: str) -> Journal:
+def _digests(*names: str) -> set[str]:
+    return {belonging(name)["store"] for name in names}
+
+
+def claim(folder: str, store: str, *older: str) -> Journal:
     """The first journal of `folder` that nobody has, for the store of this name; a new one where
-    all are taken. One that cannot be read is left for the operator. Raises JournalError."""
+    all are taken. `older`: names that the same store had. One that cannot be read is left for the
+    operator. Raises JournalError."""
     belongs = belonging(store)
+    names = _digests(store, *older)
     try:
         os.makedirs(folder, 0o700, exist_ok=True)
         for number in range(_NUMBERS):
@@ -275,7 +303,9 @@ def claim(folder: str, store: str) -> Journal:
                 continue
             if journal is None:
                 continue
-            if journal.store == belongs["store"] and journal.belongs:
+            if journal.store in names and journal.belongs:
+                if journal.store != belongs["store"]:
+                    journal.sign()
                 return journal
             journal.close()  # another store's, or from another host: its own name must settle it
     except OSError as error:
@@ -283,26 +313,42 @@ def claim(folder: str, store: str) -> Journal:
     raise JournalError(f"the journal cannot be kept: {_NUMBERS} files are in use")
 
 
-def orphans(folder: str, store: str) -> Iterator[Journal]:
+def orphans(folder: str, store: str, *older: str) -> Iterator[Journal]:
     """Journals of this store that no process has, and that owe something or are of another host.
     The caller settles and removes each, or closes it."""
+    names = _digests(store, *older)
+    for journal in _free(folder, store):
+        if journal.store in names and (journal.owes or not journal.belongs):
+            yield journal
+        else:
+            journal.close()
+
+
+def strangers(folder: str, store: str, *older: str) -> list[str]:
+    """The files of journals that owe something to another store, and that no process has."""
+    names = _digests(store, *older)
+    found = []
+    for journal in _free(folder, store):
+        if journal.owes and journal.store not in names:
+            found.append(os.path.basename(journal.path))
+        journal.close()
+    return found
+
+
+def _free(folder: str, store: str) -> Iterator[Journal]:
+    """Every journal that no process has. The caller closes it."""
     belongs = belonging(store)
     try:
-        names = sorted(name for name in os.listdir(folder) if name.endswith(".debits"))
+        files = sorted(name for name in os.listdir(folder) if name.endswith(".debits"))
     except OSError:
         return
-    for name in names:
+    for name in files:
         try:
             journal = _lock(os.path.join(folder, name), belongs, create=False)
         except OSError:
             continue  # damaged: left for the operator to look at
-        if journal is None:
-            continue
-        owes = any(each.sent or each.rest for each in journal.owed)
-        if journal.store == belongs["store"] and (owes or not journal.belongs):
+        if journal is not None:
             yield journal
-        else:
-            journal.close()
 
 
 def _lock(path: str, belongs: dict[str, str], *, create: bool) -> Journal | None:

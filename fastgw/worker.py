@@ -22,12 +22,14 @@ from fastgw.admin.server import AdminServer, Views
 from fastgw.bookkeeping import open_book, settle_orphans
 from fastgw.config.heap import keep_what_is_freed, let_go
 from fastgw.downstream import listener
-from fastgw.downstream.connection import Connections, DownstreamConnection
+from fastgw.downstream.connection import DownstreamConnection
+from fastgw.downstream.connections import Connections
 from fastgw.engine import Engine
 from fastgw.errors import StoreUnavailable
 from fastgw.flow_control import Spread, Sweeper
 from fastgw.metrics import Metrics, Sample
 from fastgw.plan import Planner
+from fastgw.policy.ledger import MOST
 from fastgw.policy.tallies import Tallies
 from fastgw.policy.window import USAGE_KEYS
 from fastgw.recorder import Recorder
@@ -41,11 +43,12 @@ from fastgw.usage_report import usage_rows
 if TYPE_CHECKING:
     import socket
     import ssl
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 
     from fastgw.config.tables import Config, Upstream
     from fastgw.exposition import Numbers
-    from fastgw.policy.account import Account
+    from fastgw.model import Standing
+    from fastgw.policy.account import Account, Count
 
 log = logging.getLogger(__name__)
 
@@ -131,12 +134,12 @@ class Worker:
         try:
             if not sockets:
                 sockets += [listener.bind(address) for address in config.server.listen]
-            await self._open_store()
+            opened = await self._open_store()
             (warm if _counts_always(config) else want)(_models(config))
             self._vocabularies = len(names())
             pace = PACES.get(config.store.url.partition(":")[0], REDIS_PACE)
             settlement = self._settlement = Settlement(
-                self._ledger, self._store, pace=pace, series=self._metrics.store
+                self._ledger, self._store, pace=pace, series=self._metrics.store, opened=opened
             )
             settlement.start()
             if self._journal is not None:
@@ -185,17 +188,20 @@ class Worker:
             raise
         self._ready = True
 
-    async def _open_store(self) -> None:
+    async def _open_store(self) -> bool:
+        """Whether it is there. A server may come later; a file that cannot be opened is raised."""
         try:
             await self._store.open()
         except StoreUnavailable as error:
-            if not self._store.shared or self.config.store.url.startswith("sqlite:"):
+            if not self._store.remote:
                 raise
             log.error(
                 "store away at start: %s; going on with on_failure = %s",
                 error,
                 self.config.store.on_failure,
             )
+            return False
+        return True
 
     async def stop(self) -> None:
         """Drain, settle, close."""
@@ -404,20 +410,21 @@ class Worker:
         }
 
     async def _budgets(self) -> list[dict[str, Any]]:
-        owed = self.owed()
-        found = await self._store.accounts()
+        ledger, store = self._ledger, self._store
+        found, owed = await _with_owed(
+            lambda: [account.count for account in ledger.accounts()], store.accounts
+        )
         return standing_rows(found, owed, self.config.budgets, clock.wall())
 
     async def _usage(self, by: Sequence[str], since: float) -> list[dict[str, Any]]:
-        found = {key: used for key, (used, _) in (await self._store.accounts(usage=True)).items()}
-        for count in self._ledger.counts_of(USAGE_KEYS):
-            # What was sent may be in the store already: what we know of it is the better number.
-            owed = count.pending + count.sent
-            if owed:
-                found[count.key] = max(found.get(count.key, 0), count.used + count.sent) + (
-                    count.pending
-                )
-        return usage_rows(found, self.config.keys, by, since)
+        ledger, store = self._ledger, self._store
+        found, owed = await _with_owed(
+            lambda: ledger.counts_of(USAGE_KEYS), lambda: store.accounts(usage=True)
+        )
+        used = {key: standing.used for key, standing in found.items()}
+        for key, amount in owed.items():
+            used[key] = used.get(key, 0) + amount
+        return usage_rows(used, self.config.keys, by, since)
 
     def _samples(self) -> Iterable[Sample]:
         yield Sample("downstream_connections", (), len(self._connections.all))
@@ -465,19 +472,32 @@ class Worker:
                     count.key if live else "",
                     limit.amount,
                     count.used if live else 0,
-                    count.spent - count.used if live else 0,
+                    min(count.spent - count.used, MOST) if live else 0,
                     max(0.0, count.known_at),
                     limit.unit,
                 )
             )
         return rows
 
-    def owed(self) -> dict[str, int]:
-        """Debits that the store has not acknowledged, by the key of the account."""
-        return {
-            account.count.key: account.count.spent - account.count.used
-            for account in self._ledger.accounts()
-        }
+
+async def _with_owed(
+    counts: Callable[[], Iterable[Count]],
+    read: Callable[[], Awaitable[dict[str, Standing]]],
+) -> tuple[dict[str, Standing], dict[str, int]]:
+    """What a store holds, and the debits of these counts that it lacks, by the key of the account.
+
+    What was sent may be in it or not, and may have been answered while it was read: then what we
+    know is the better number, as far as we know more.
+    """
+    owing = {count for count in counts() if count.pending or count.sent}
+    found = await read()
+    owing.update(count for count in counts() if count.pending or count.sent)
+    owed = {}
+    for count in owing:
+        standing = found.get(count.key)
+        used = standing.used if standing is not None else 0
+        owed[count.key] = min(max(used, count.used + count.sent) + count.pending, MOST) - used
+    return found, owed
 
 
 def _models(config: Config) -> Iterator[str]:

@@ -15,11 +15,10 @@ from hypothesis import strategies as st
 
 from fastgw import bookkeeping, journal
 from fastgw.config.tables import Store as StoreSettings
-from fastgw.errors import StoreUnavailable
 from fastgw.journal import Journal, JournalError
-from fastgw.model import Batch, Settled, Usage
+from fastgw.model import Usage
 from fastgw.policy.account import Limit
-from fastgw.policy.ledger import Ledger
+from fastgw.policy.ledger import MOST, Ledger
 from fastgw.policy.window import EpochWindow, NoWindow
 from fastgw.store.memory import MemoryStore
 from fastgw.store.sqlite import SqliteStore
@@ -335,7 +334,7 @@ while True:
 
 def test_kill_9_loses_nothing_and_the_folder_is_settled_by_whoever_comes(tmp_path: Path) -> None:
     settings_ = StoreSettings(url=f"sqlite:{tmp_path}/budgets.db", journal=str(tmp_path / "j"))
-    name = bookkeeping._name_of(settings_)
+    name = bookkeeping._names_of(settings_)[0]
     told = []
     for _ in range(3):
         child = subprocess.Popen(
@@ -368,63 +367,18 @@ def test_kill_9_loses_nothing_and_the_folder_is_settled_by_whoever_comes(tmp_pat
     assert sum(told) <= total <= sum(told) + 3 * 1000
 
 
-def test_debts_of_the_dead_wait_for_a_store_that_is_away(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("fastgw.bookkeeping.RETRY", 0.001)
-
-    class Away(MemoryStore):
-        failures = 3
-
-        async def settle(self, batch: Batch) -> Settled:
-            if Away.failures:
-                Away.failures -= 1
-                raise StoreUnavailable("away")
-            return await super().settle(batch)
-
-    store = Away()
-    monkeypatch.setattr("fastgw.bookkeeping.open_store", lambda _settings: store)
-    settings_ = StoreSettings(url="redis://localhost", journal=str(tmp_path))
-    kept = journal.claim(str(tmp_path), bookkeeping._name_of(settings_))
-    ledger = Ledger(kept.writer, 0.1, slots=kept)
-    debit(ledger, "alice", 9)
-    kept.close()
-
-    async def main() -> list[int]:
-        task = asyncio.ensure_future(bookkeeping.settle_orphans(settings_))
-        while os.listdir(tmp_path):  # noqa: ASYNC110
-            await asyncio.sleep(0.001)
-        task.cancel()
-        return [each.used for each in (await store.accounts()).values()]
-
-    # MemoryStore forgets as it is closed; what it held then is what counts.
-    monkeypatch.setattr(MemoryStore, "close", lambda self: asyncio.sleep(0))
-    assert asyncio.run(main()) == [9]
-
-
-@pytest.mark.parametrize(
-    ("url", "folder"),
-    [
-        ("memory:", ""),
-        ("sqlite:/var/lib/x.db", "/var/lib/x.db.debits"),
-        ("redis://u:p@h:1/0", "fastgw.debits"),
-    ],
-)
-def test_where_journals_are(url: str, folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("STATE_DIRECTORY", raising=False)
-    assert bookkeeping.folder_of(StoreSettings(url=url)) == folder
-    assert bookkeeping.folder_of(StoreSettings(url=url, journal="")) == ""
-    assert bookkeeping.folder_of(StoreSettings(url=url, journal="/x")) == "/x"
-    monkeypatch.setenv("STATE_DIRECTORY", "/var/lib/fastgw")
-    if url.startswith("redis"):
-        assert bookkeeping.folder_of(StoreSettings(url=url)) == "/var/lib/fastgw/fastgw.debits"
-
-
-def test_the_name_of_a_store_holds_no_credentials() -> None:
-    one = bookkeeping._name_of(StoreSettings(url="redis://user:sec@ret@host:1/0"))
-    two = bookkeeping._name_of(StoreSettings(url="redis://user:other@host:1/0"))
-    assert one == two
-    assert "ret" not in one
+@pytest.mark.parametrize("sign", [1, -1])
+def test_a_word_that_is_full_stays_full(tmp_path: Path, sign: int) -> None:
+    ledger, kept = book(tmp_path)
+    for _ in range(40):
+        debit(ledger, "alice", sign * 2**60)
+        debit(ledger, "bob", sign * 2**80)
+        debit(ledger, "carol", 1)
+    die(kept)
+    ledger, kept = book(tmp_path)
+    batch = ledger.take()
+    assert batch is not None
+    assert [each.amount for each in batch.debits] == [sign * MOST, sign * MOST, 40]
 
 
 def slots(kept: Journal) -> list[str]:

@@ -5,12 +5,15 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from typing import TYPE_CHECKING
+import re
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from fastgw import clock
+from fastgw import clock, journal
+from fastgw.config.tables import Metrics as MetricsSettings
 from fastgw.errors import StoreUnavailable
+from fastgw.metrics import Metrics
 from fastgw.model import Batch, Debit, Settled, Usage
 from fastgw.policy.account import Account, Limit, Promise
 from fastgw.policy.ledger import Ledger
@@ -21,6 +24,7 @@ from fastgw.store.memory import MemoryStore
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
 NOW = 4_000_000_000.0  # far ahead: the accounts of these tests do not lapse
 
@@ -31,9 +35,16 @@ class Failing(MemoryStore):
     def __init__(self, *plan: str) -> None:
         super().__init__()
         self.plan = list(plan)
+        self.away = False
+        self.opened = 0
         self.batches: list[Batch] = []
         self.gate = asyncio.Event()
         self.gate.set()
+
+    async def open(self) -> None:
+        self.opened += 1
+        if self.away:
+            raise StoreUnavailable("nobody listens")
 
     async def settle(self, batch: Batch) -> Settled:
         self.batches.append(batch)
@@ -195,6 +206,113 @@ def test_a_store_that_stays_away_keeps_nobody_waiting() -> None:
     asyncio.run(run())
 
 
+class Remote(Failing):
+    """The same on a server."""
+
+    remote = True
+
+
+def test_a_server_that_goes_and_comes_is_noticed_without_a_request(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("fastgw.settlement.REFRESH", 0.002)
+
+    async def run() -> None:
+        ledger, store = Ledger("w", math.inf), Remote()
+        metrics = Metrics(MetricsSettings(), "1")
+        settlement = Settlement(ledger, store, series=metrics.store)
+        settlement.start()
+        await until(lambda: store.opened == 2)
+        assert settlement.up
+        store.away = True
+        await until(lambda: not settlement.up)
+        asked = store.opened
+        await until(lambda: store.opened > asked + 3)
+        store.away = False
+        await until(lambda: settlement.up)
+        assert not store.batches
+        assert await settlement.close(10)
+        failures = re.search(rb"\nfastgw_store_failures_total (\S+)", await metrics.render())
+        assert failures is not None
+        assert float(failures[1]) >= 4
+
+    with caplog.at_level(logging.WARNING):
+        asyncio.run(run())
+    assert [each.getMessage()[:10] for each in caplog.records] == ["store away", "store back"]
+
+
+def test_a_failed_open_counts_and_the_server_is_asked_at_once() -> None:
+    async def run() -> None:
+        ledger, store = Ledger("w", math.inf), Remote()
+        store.away = True
+        settlement = Settlement(ledger, store, opened=False)
+        assert not settlement.up
+        settlement.start()
+        await until(lambda: store.opened > 1)
+        store.away = False
+        await until(lambda: settlement.up)
+        assert await settlement.close(10)
+
+    asyncio.run(run())
+
+
+def test_a_server_that_is_called_is_not_asked_and_a_file_never(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("fastgw.settlement.REFRESH", 0.002)
+
+    async def run(store: Failing, quiet: bool) -> None:
+        ledger = Ledger("w", math.inf)
+        settlement = Settlement(ledger, store)
+        one = account(ledger)
+        settlement.start()
+        for _ in range(40):
+            if not quiet:
+                ledger.debit((one,), Usage(1, 0), NOW)
+                settlement.wake()
+            await asyncio.sleep(0.001)
+        assert store.opened == 0
+        assert settlement.up
+        assert await settlement.close(10)
+
+    monkeypatch.setattr("fastgw.settlement.QUIET", 15)
+    asyncio.run(run(Remote(), quiet=False))
+    asyncio.run(run(Failing(), quiet=True))
+
+
+def test_a_request_that_comes_while_the_server_is_asked_is_decided(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """With the answer of its batch, or at once if nobody is there."""
+    monkeypatch.setattr("fastgw.settlement.REFRESH", 0.002)
+
+    class Slow(Remote):
+        async def open(self) -> None:
+            await self.gate.wait()
+            await super().open()
+
+    async def run(away: bool) -> None:
+        ledger, store = Ledger("w", 0.1), Slow()
+        settlement = Settlement(ledger, store)
+        one = account(ledger)
+        settlement.start()
+        store.gate.clear()
+        await asyncio.sleep(0.05)  # it is being asked
+        waiter = Waits()
+        assert ledger.stale((one,), NOW)
+        settlement.wait(waiter, (one,), NOW)
+        store.away = away
+        await asyncio.sleep(0.01)
+        assert waiter.admitted == 0
+        store.gate.set()
+        await until(lambda: waiter.admitted == 1)
+        assert settlement.up is not away
+        assert await settlement.close(10)
+
+    asyncio.run(run(away=False))
+    asyncio.run(run(away=True))
+
+
 def test_an_account_that_the_store_cannot_keep_is_told_of_and_harms_no_other(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
@@ -316,3 +434,108 @@ def test_close_says_whether_anything_is_left() -> None:
     assert asyncio.run(run(["lost"] * 3, False))  # it goes on trying
     assert not asyncio.run(run(["lost"] * 100_000, False, 0.05))
     assert not asyncio.run(run([], True))  # a store that hangs does not hold the end up
+
+
+class Babbles(Failing):
+    """A store that answers some batches with what is no answer."""
+
+    def __init__(self, **wrong: Any) -> None:
+        super().__init__()
+        self.wrong = wrong
+        self.times = 3
+
+    async def settle(self, batch: Batch) -> Settled:
+        answer = await super().settle(batch)
+        if not any(debit.amount for debit in batch.debits) or not self.times:
+            return answer
+        self.times -= 1
+        return answer._replace(**self.wrong)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"used": [12.5, 7]},
+        {"used": ["abc", 7]},
+        {"used": [None, 7]},
+        {"used": [2**70, 7]},
+        {"lost": [99]},
+        {"ahead": [99]},
+        {"lost": ["x"]},
+    ],
+)
+def test_an_answer_that_cannot_be_read_stops_no_account(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, wrong: dict[str, Any]
+) -> None:
+    async def run() -> None:
+        kept = journal.claim(str(tmp_path), "test")
+        ledger, store = Ledger(kept.writer, math.inf, slots=kept), Babbles(**wrong)
+        settlement = Settlement(ledger, store)
+        odd, even = account(ledger, "odd"), account(ledger, "even")
+        settlement.start()
+        for _ in range(5):
+            ledger.debit((odd, even), Usage(7, 0), NOW)
+            settlement.wake()
+            await until(lambda: not ledger.has_work)
+        assert [odd.count.spent, even.count.spent] == [35, 35]
+        assert await settlement.close(10)
+        assert {each.used for each in (await store.accounts()).values()} == {35}
+        kept.close()
+        again = journal.claim(str(tmp_path), "test")
+        assert not again.owes
+        again.close()
+
+    with caplog.at_level(logging.ERROR):
+        asyncio.run(run())
+    told = [each for each in caplog.records if each.exc_info]
+    assert len(told) == 1  # not for each answer
+    assert "died" not in caplog.text
+
+
+def test_a_bug_ends_no_settlement(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def run() -> None:
+        ledger, store = Ledger("w", math.inf), Failing()
+        settlement = Settlement(ledger, store)
+        one = account(ledger)
+        settlement.start()
+        enter, bugs = settlement._enter, 3
+
+        def broken(*arguments: Any) -> list[str]:
+            nonlocal bugs
+            if bugs:
+                bugs -= 1
+                raise RuntimeError("a bug")
+            return enter(*arguments)
+
+        monkeypatch.setattr(settlement, "_enter", broken)
+        waiter = Waits()
+        ledger.stale((one,), NOW)
+        settlement.wait(waiter, (one,), NOW)
+        ledger.debit((one,), Usage(7, 0), NOW)
+        settlement.wake()
+        await until(lambda: not bugs)
+        await until(lambda: settlement.up and not ledger.has_work)
+        assert waiter.admitted == 1
+        assert await settlement.close(10)
+        assert await store.accounts() == {one.count.key: (7, 0)}
+
+    with caplog.at_level(logging.ERROR):
+        asyncio.run(run())
+    assert [bool(each.exc_info) for each in caplog.records].count(True) == 1
+    assert "died" not in caplog.text
+
+
+def test_what_the_store_cannot_keep_is_told_once_a_minute(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    settlement = Settlement(Ledger("w", math.inf), MemoryStore())
+    now = 1000.0
+    monkeypatch.setattr("fastgw.clock.monotonic", lambda: now)
+    for _ in range(50):
+        settlement._cannot_keep(["a", "b"])
+    settlement._cannot_keep(["a", "c"])
+    now += 61
+    settlement._cannot_keep(["a"])
+    assert [each.args for each in caplog.records] == [(2, "a"), (1, "c"), (1, "a")]

@@ -11,10 +11,13 @@ from typing import TYPE_CHECKING, Any
 from fastgw import clock, worker
 from fastgw.config import AccessLog, Admin, Budget, Config, Key, Metrics, Server, Store
 from fastgw.plan import Planner
+from fastgw.store.memory import MemoryStore
 from fastgw.worker import Worker
 
 if TYPE_CHECKING:
     import pytest
+
+    from fastgw.model import Batch, Settled, Standing
 
 
 def config(keys: int) -> Config:
@@ -76,6 +79,58 @@ def test_a_scrape_gets_as_many_accounts_as_metrics_may_show() -> None:
         assert [row.account for row in served.account_rows()] == ["0", "1", "2"]
         ledger._add(kept[7].count, 5)
         assert [row.account for row in served.account_rows()] == ["0", "1", "2", "7"]
+        (row,) = await served._budgets()
+        assert (row["account"], row["used"]) == ({"user_id": "7"}, 5)
         await served.stop()
 
+    asyncio.run(main())
+
+
+def test_reports_count_no_debit_twice_that_is_on_its_way() -> None:
+    """Whether the store had applied it when it was read, or its answer came meanwhile."""
+
+    class Slow(MemoryStore):
+        async def settle(self, batch: Batch) -> Settled:
+            answer = await super().settle(batch)
+            await gate.wait()
+            return answer
+
+        async def accounts(self, usage: bool = False) -> dict[str, Standing]:
+            found = await super().accounts(usage)
+            await reading.wait()
+            return found
+
+    async def main() -> None:
+        settings = replace(config(0), budgets=(Budget(name="daily", per=("user_id",), limit=100),))
+        served = Worker(settings)
+        store = served._store = Slow()
+        await served.start()
+        (rule,) = served._planner.rules
+        ledger = served._ledger
+        alice = ledger.account(rule.limit, ("alice",), clock.wall())
+
+        async def used() -> int:
+            (row,) = await served._budgets()
+            return int(row["used"])
+
+        ledger._add(alice.count, 5)
+        while not alice.count.sent:  # noqa: ASYNC110
+            await asyncio.sleep(0.001)
+        assert await used() == 5  # applied, not answered
+        ledger._add(alice.count, 7)
+        assert await used() == 12
+        reading.clear()
+        looking = asyncio.ensure_future(used())
+        await asyncio.sleep(0.01)
+        gate.set()
+        while alice.count.pending or alice.count.sent:  # noqa: ASYNC110
+            await asyncio.sleep(0.001)
+        ledger._add(alice.count, 1)
+        reading.set()
+        assert await looking == 13  # what it found is older than what is known
+        await served.stop()
+        await store.close()
+
+    gate, reading = asyncio.Event(), asyncio.Event()
+    reading.set()
     asyncio.run(main())

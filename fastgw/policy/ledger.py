@@ -15,9 +15,8 @@
    take turns do not each wait for a call.
 6. Settling cannot fail and does not wait: `settle` adds to integers, and to the journal's.
 7. Where requests need a promise, the store grants a hold to the worker (`Count.hold`) and the
-   worker promises parts of it. A hold shrinks when a batch is taken and grows when it is answered,
-   so that at no moment more is promised than the store knows of. Debits use up the hold: the
-   script raises `used` and replaces the hold in one step.
+   worker promises parts of it. A hold shrinks when a batch is taken and grows when it is answered:
+   never is more promised than the store knows of. Debits use it up, in one step of the script.
 
 No clock, no store, no loop: settlement moves the batches, and hands time in.
 """
@@ -45,8 +44,8 @@ LAPSE = 30
 """Seconds after which the holds of a worker that died are free again."""
 RENEW = LAPSE / 3
 """Seconds after which a hold is claimed again."""
-
-
+MOST = 2**62
+"""What an account counts at most: there sums stop, in every store, before an int64 ends."""
 BACK = 3600
 """Seconds by which a clock must be set back before an account goes back to an earlier window: who
 waits asks with the moment at which it began to."""
@@ -55,10 +54,10 @@ SWEEP = 500
 
 
 class Slots(Protocol):
-    """Where debits survive the process: the journal. `words[slot]` is the sum of all debits of an
-    account; adding to it is all that a debit costs."""
+    """Where debits survive the process: the journal. It has a sum for each account."""
 
-    words: memoryview[int]
+    def add(self, slot: int, amount: int) -> None:
+        """Add to the sum of all debits. It is all that a debit costs."""
 
     def take(self, key: str, expires_at: int) -> int:
         """A slot for this account; 0 if none can be had."""
@@ -309,7 +308,8 @@ class Ledger:
             if count.used + count.pending + count.sent >= limit.amount:
                 return account
             if limit.reserves:
-                room = account.remaining if alone else count.hold - count.held - count.pending
+                ahead = account.remaining if alone else count.hold - count.held - count.pending
+                room = min(ahead, account.remaining)  # the limit may be lower than it was
                 if limit.claim(estimate) > room:
                     against = against or account
         return against if against is not None else self.promise(accounts, estimate)
@@ -335,8 +335,7 @@ class Ledger:
         return promises
 
     def ask(self, accounts: Iterable[Account], estimate: Usage) -> int:
-        """Ask the store for room. Returns the sequence of the batch from which on it has answered
-        (see `unanswered`)."""
+        """Ask the store for room. Returns the sequence that answers it: see `unanswered`."""
         for account in accounts:
             limit, count = account.limit, account.count
             if limit.reserves and not limit.shadow:
@@ -370,15 +369,13 @@ class Ledger:
         """Claim again what we hold before it lapses, give back what nobody asked for lately, and
         free the slots of windows that are over. Call every quarter of a second or so."""
         for count in list(self._holding):
-            if not count.active and count.step:
+            idle = not count.active and count.step > 0 and count.room > 0
+            if not count.active:
                 count.step = 0
-                idle = count.room > 0
-            else:
-                idle = False
             count.active = False
             if not count.hold and not count.held and not count.queued and not count.asked:
                 del self._holding[count]
-            elif (idle or now - count.known_at > RENEW) and not count.queued:
+            elif (idle or not 0 <= now - count.known_at <= RENEW) and not count.queued:
                 self._enqueue(count)
         if self._slots is not None:
             if not self._sweep:
@@ -402,7 +399,7 @@ class Ledger:
                 count = account.count
                 if count.queued and slots is not None and count.slot:
                     count.pending += amount
-                    slots.words[count.slot] += amount
+                    slots.add(count.slot, amount)
                 else:
                     self._add(count, amount)
 
@@ -449,7 +446,7 @@ class Ledger:
             if not count.slot:
                 self._place(count)
             if count.slot:
-                slots.words[count.slot] += amount
+                slots.add(count.slot, amount)
         if not count.queued:
             self._enqueue(count)
 
@@ -512,7 +509,7 @@ class Ledger:
         for count in counts:
             count.queued = False
             count.asked = True
-            count.sent = count.pending
+            count.sent = min(max(count.pending, -MOST), MOST)
             count.pending = 0
             if count.limit is not None or count.hold or count in self._holding:
                 claims.append(self._claim(count, len(debits)))
@@ -554,7 +551,6 @@ class Ledger:
         if self._in_flight is None:
             return unusable
         batch, counts = self._in_flight
-        self._in_flight = None
         slots = self._slots
         if not answer.alone or self._repeated:
             self._alone_from = batch.sequence
@@ -565,21 +561,25 @@ class Ledger:
         for count, value in zip(counts, answer.used, strict=True):
             if value < 0:
                 unusable.append(count.key)
-                value = count.used + count.sent
+                value = min(max(count.used + count.sent, 0), MOST)
+            if count.sent:
+                if count.slot and slots is not None:
+                    slots.acknowledge(count.slot, value)
+                count.sent = 0
+                count.settled = batch.sequence
             count.used = value
             count.asked = False
             count.known_at = asked_at
             count.answered = batch.sequence
-            if count.sent:
-                count.sent = 0
-                count.settled = batch.sequence
-                if count.slot and slots is not None:
-                    slots.acknowledge(count.slot, value)
         for claim, (others, granted) in zip(batch.claims, answer.holds, strict=True):
             count = counts[claim.line]
             count.others = others
             count.hold = granted
         self.lost += len(answer.lost)
+        for count in self._holding if answer.lost else ():  # what we hold may be lost, too
+            if not count.queued:
+                self._enqueue(count)
+        self._in_flight = None
         return unusable
 
     def _rename(self, lines: list[int], counts: list[Count]) -> None:

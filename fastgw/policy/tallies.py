@@ -83,13 +83,12 @@ class Tallies:
         if not tally.dirty:
             tally.dirty = True
             self._dirty.append(tally)
-        slots = self._ledger.slots
-        words = slots.words if slots is not None and tally.kept else None
+        slots = self._ledger.slots if tally.kept else None
         for count, amount in zip(tally.counts, sums, strict=True):
             if amount:
                 count.pending += amount
-                if words is not None:
-                    words[count.slot] += amount
+                if slots is not None:
+                    slots.add(count.slot, amount)
 
     def _roll(self, tally: Tally, now: float) -> None:
         """Begin the day that holds `now`."""

@@ -147,7 +147,8 @@ class ClusterLink:
     # the work
 
     async def _greet(self) -> None:
-        await self._refresh()
+        if not self._owners:  # as at first, and after each failure
+            await self._refresh()
         await _all(self._ping(address) for address in set(self._owners))
 
     async def _ping(self, address: Address) -> None:

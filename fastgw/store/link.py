@@ -93,7 +93,7 @@ class Link(Protocol):
         """The account of a key's name: what follows its tag."""
 
     async def open(self) -> None:
-        """Connect and learn whether the server may be used."""
+        """Connect, if need be, and ask whether the server is there."""
 
     async def evaluate(
         self, script: Script, accounts: Sequence[str], encode: Encode
@@ -229,6 +229,7 @@ def _connection(url: RedisUrl, address: Address) -> Connection:
         health_check_interval=0,
         socket_keepalive=True,
         decode_responses=True,
+        encoding_errors="replace",  # bytes that somebody else wrote make no report fail
         protocol=2,
     )
     return made

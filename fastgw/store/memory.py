@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from fastgw import clock
 from fastgw.model import Settled, Standing
+from fastgw.policy.ledger import MOST
 from fastgw.policy.window import USAGE_KEYS
 from fastgw.store.base import granted
 
@@ -37,6 +38,7 @@ class MemoryStore:
     """See store/base. Never unavailable."""
 
     shared = False
+    remote = False
 
     def __init__(self) -> None:
         self._accounts: dict[str, _Account] = {}
@@ -81,7 +83,7 @@ class MemoryStore:
                 answer.lost.append(at)
         if debit.amount:
             account.sequences[batch.writer] = batch.sequence
-            account.used = max(0, account.used + debit.amount)
+            account.used = min(max(0, account.used + debit.amount), MOST)
 
     def _claim(self, debit: Debit, claim: Claim, batch: Batch, now: float) -> tuple[int, int]:
         account = self._accounts.get(debit.account) or _Account(debit.expires_at)

@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any
 from fastgw import clock
 from fastgw.errors import StoreUnavailable
 from fastgw.model import Settled, Standing
+from fastgw.policy.ledger import MOST
 from fastgw.policy.window import USAGE_KEYS
-from fastgw.store.base import SPARE_SHARE, UNUSABLE
+from fastgw.store.base import SPARE_SHARE, UNUSABLE, granted_alone
 from fastgw.store.link import Call, Script
 from fastgw.store.topology import open_link
 
@@ -33,6 +34,7 @@ class RedisStore:
     """See store/base and the module."""
 
     shared = True
+    remote = True
 
     def __init__(self, url: str, prefix: str, timeout: float) -> None:
         """`timeout`: hard deadline of one settle in seconds, connecting included.
@@ -43,7 +45,7 @@ class RedisStore:
         self._link = open_link(url, timeout)
 
     async def open(self) -> None:
-        """Connect."""
+        """See Store."""
         await self._link.open()
 
     async def settle(self, batch: Batch) -> Settled:
@@ -89,9 +91,9 @@ class RedisStore:
         found: dict[str, Standing] = {}
         for key, fields in (await self._link.hashes(f"{escaped}*")).items():
             account = self._link.untag(key.removeprefix(prefix))
-            used = fields.get("used", "0")
-            if used.isdecimal():  # else no count: settle tells
-                found[account] = Standing(int(used), _held(fields, now))
+            used = _number(fields.get("used", "0"))
+            if used is not None:  # else no count: settle tells
+                found[account] = Standing(used, _held(fields, now))
         return found
 
     async def close(self) -> None:
@@ -119,6 +121,8 @@ def _decode(batch: Batch, lines: Sequence[int], values: list[Any], into: Settled
             if claim.line in present:
                 into.holds[index] = (int(values[at]), int(values[at + 1]))
                 at += 2
+                if into.used[claim.line] == UNUSABLE:
+                    into.holds[index] = granted_alone(claim, batch.debits[claim.line])
     if at != len(values):
         raise ValueError
 
@@ -128,7 +132,16 @@ def _held(fields: dict[str, str], now: float) -> int:
     held = 0
     for name, value in fields.items():
         if name.startswith("h:"):
-            _, amount, until = value.split(":")
-            if int(until) > now:
-                held += int(amount)
+            parts = [_number(part) for part in value.split(":")]
+            if len(parts) == 3 and None not in parts:  # else none: somebody else wrote it
+                _, amount, until = parts
+                held += (amount or 0) if (until or 0) > now else 0
     return held
+
+
+def _number(text: str) -> int | None:
+    """A number as an account may hold it; None for what is none. lua/settle.lua says the same."""
+    digits = text.removeprefix("-")
+    if not (digits.isascii() and digits.isdecimal() and len(digits) <= 19):
+        return None
+    return min(max(int(text), 0), MOST)

@@ -3,7 +3,7 @@
 Three tables: `accounts(account, used, expires_at)`, `sequences(account, writer, sequence)` and
 `holds(account, writer, sequence, amount, until)`. A
 batch is one transaction, begun IMMEDIATE so that two processes never read the same `used` and
-write both.
+write both. What somebody wrote by hand may be no integer: columns of SQLite take anything.
 WAL with synchronous=NORMAL: a crash of the process loses nothing that was settled, a power cut may
 lose the last transactions. All calls run on one thread of the store's own; the loop never waits for
 the disk.
@@ -20,8 +20,9 @@ from typing import TYPE_CHECKING, TypeVar
 from fastgw import clock
 from fastgw.errors import StoreUnavailable
 from fastgw.model import Settled, Standing
+from fastgw.policy.ledger import MOST
 from fastgw.policy.window import USAGE_KEYS
-from fastgw.store.base import granted
+from fastgw.store.base import UNUSABLE, bounded, granted, granted_alone
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -50,25 +51,30 @@ _VERSION = "PRAGMA data_version"
 """Differs from that of the transaction before on this connection where another one has written."""
 _READ = "SELECT used, expires_at FROM accounts WHERE account = ?"
 _CLAIM = """INSERT INTO sequences VALUES (?1, ?2, ?3)
-    ON CONFLICT (account, writer) DO UPDATE SET sequence = ?3 WHERE sequence < ?3"""
-_WRITE = """INSERT INTO accounts VALUES (?1, max(0, ?2), ?3)
-    ON CONFLICT (account) DO UPDATE SET used = max(0, used + ?2)"""
+    ON CONFLICT (account, writer) DO UPDATE SET sequence = ?3
+    WHERE sequence < ?3 OR typeof(sequence) <> 'integer'"""
+# A sum that overflows is a REAL for SQLite; min() makes an integer of it again.
+_WRITE = f"""INSERT INTO accounts VALUES (?1, min(max(0, ?2), {MOST}), ?3)
+    ON CONFLICT (account) DO UPDATE SET used = min(max(0, used + ?2), {MOST})"""
 _LAST = "SELECT sequence FROM sequences WHERE account = ? AND writer = ?"
+_DROP = "DELETE FROM accounts WHERE account = ?"
 _RAISE = """INSERT INTO accounts VALUES (?1, ?2, ?3)
     ON CONFLICT (account) DO UPDATE SET used = max(used, ?2)"""
-_OTHERS = """SELECT coalesce(sum(amount), 0) FROM holds
-    WHERE account = ? AND writer <> ? AND until > ?"""
-_HELD = "SELECT sequence, amount FROM holds WHERE account = ? AND writer = ?"
+_SOUND = "typeof(sequence) = 'integer' AND typeof(amount) = 'integer' AND typeof(until) = 'integer'"
+# Not sum(): it fails where it overflows.
+_OTHERS = f"""SELECT amount FROM holds
+    WHERE account = ? AND writer <> ? AND until > ? AND {_SOUND}"""
+_HELD = f"SELECT sequence, amount FROM holds WHERE account = ? AND writer = ? AND {_SOUND}"
 _HOLD = "INSERT OR REPLACE INTO holds VALUES (?, ?, ?, ?, ?)"
 _LET_GO = "DELETE FROM holds WHERE account = ? AND writer = ?"
 _AFTER_USAGE = USAGE_KEYS[:-1] + chr(ord(USAGE_KEYS[-1]) + 1)
 _READ_USAGE = """SELECT account, used FROM accounts
-    WHERE account >= ?2 AND account < ?3 AND expires_at > ?1"""
-_READ_ALL = """SELECT account, used FROM accounts
-    WHERE (account < ?2 OR account >= ?3) AND expires_at > ?1
+    WHERE account >= ?2 AND account < ?3 AND expires_at > ?1 AND typeof(expires_at) = 'integer'"""
+_READ_ALL = f"""SELECT account, used FROM accounts
+    WHERE (account < ?2 OR account >= ?3) AND expires_at > ?1 AND typeof(expires_at) = 'integer'
     UNION ALL SELECT account, 0 FROM holds
-    WHERE until > ?1 AND account NOT IN (SELECT account FROM accounts)"""
-_HOLDS = "SELECT account, sum(amount) FROM holds WHERE until > ? GROUP BY account"
+    WHERE until > ?1 AND account NOT IN (SELECT account FROM accounts) AND {_SOUND}"""
+_HOLDS = f"SELECT account, amount FROM holds WHERE until > ? AND {_SOUND}"
 _PURGE_EVERY = 1000  # batches
 
 
@@ -76,6 +82,7 @@ class SqliteStore:
     """See store/base and the module."""
 
     shared = True
+    remote = False
 
     def __init__(self, path: str, timeout: float) -> None:
         """`timeout`: seconds that one call may take, waiting for other processes included."""
@@ -174,14 +181,13 @@ class SqliteStore:
         db.execute("BEGIN IMMEDIATE" if writes else "BEGIN")
         try:
             for at, debit in enumerate(batch.debits):
-                if debit.amount or debit.settled:
-                    self._apply(db, batch, debit, at, now, answer)
-                row = db.execute(_READ, (debit.account,)).fetchone()
-                answer.used.append(row[0] if row is not None and row[1] > now else 0)
+                answer.used.append(self._line(db, batch, debit, at, now, answer))
             for claim in batch.claims:
-                used = answer.used[claim.line]
-                account = batch.debits[claim.line].account
-                answer.holds.append(self._claim(db, batch, account, claim, used, now))
+                used, debit = answer.used[claim.line], batch.debits[claim.line]
+                if used == UNUSABLE:
+                    answer.holds.append(granted_alone(claim, debit))
+                else:
+                    answer.holds.append(self._claim(db, batch, debit.account, claim, used, now))
             self._batches += writes
             if writes and self._batches % _PURGE_EVERY == 1:
                 self._purge(db, now)
@@ -194,6 +200,32 @@ class SqliteStore:
         alone, self._version = version == self._version, version
         return answer._replace(alone=alone)
 
+    def _line(
+        self,
+        db: sqlite3.Connection,
+        batch: Batch,
+        debit: Debit,
+        at: int,
+        now: int,
+        answer: Settled,
+    ) -> int:
+        """Apply one line. Returns what its account has used then, or UNUSABLE."""
+        used = self._used(db, debit.account, now)
+        if used != UNUSABLE and (debit.amount or debit.settled):
+            self._apply(db, batch, debit, at, now, answer, used)
+            used = self._used(db, debit.account, now)
+        return used or 0
+
+    def _used(self, db: sqlite3.Connection, account: str, now: int) -> int | None:
+        """None: there is none, or it is over."""
+        row = db.execute(_READ, (account,)).fetchone()
+        if row is None:
+            return None
+        used, ends = bounded(row[0]), bounded(row[1])
+        if ends is not None and ends <= now:
+            return None
+        return UNUSABLE if used is None or ends is None else used
+
     def _apply(
         self,
         db: sqlite3.Connection,
@@ -202,16 +234,13 @@ class SqliteStore:
         at: int,
         now: int,
         answer: Settled,
+        used: int | None,
     ) -> None:
         account, amount, expires_at, settled, known = debit
-        row = db.execute(_READ, (account,)).fetchone()
-        if row is not None and row[1] <= now:
-            db.execute("DELETE FROM accounts WHERE account = ?", (account,))
+        if used is None and db.execute(_DROP, (account,)).rowcount:
             db.execute("DELETE FROM sequences WHERE account = ?", (account,))
-            row = None
-        if settled and (row is None or row[0] < known) and expires_at > now:
-            last = db.execute(_LAST, (account, batch.writer)).fetchone()
-            if last is None or last[0] < settled:
+        if settled and (used is None or used < known) and expires_at > now:
+            if self._last(db, account, batch.writer) < settled:
                 db.execute(_RAISE, (account, known, expires_at))
                 answer.lost.append(at)
                 db.execute(_CLAIM, (account, batch.writer, settled))
@@ -219,8 +248,13 @@ class SqliteStore:
             return
         if db.execute(_CLAIM, (account, batch.writer, batch.sequence)).rowcount:
             db.execute(_WRITE, (account, amount, expires_at))
-        elif db.execute(_LAST, (account, batch.writer)).fetchone()[0] > batch.sequence:
+        elif self._last(db, account, batch.writer) > batch.sequence:
             answer.ahead.append(at)
+
+    def _last(self, db: sqlite3.Connection, account: str, writer: str) -> int:
+        """0: none."""
+        row = db.execute(_LAST, (account, writer)).fetchone()
+        return (row is not None and bounded(row[0])) or 0
 
     def _claim(
         self,
@@ -231,7 +265,7 @@ class SqliteStore:
         used: int,
         now: int,
     ) -> tuple[int, int]:
-        others = db.execute(_OTHERS, (account, batch.writer, now)).fetchone()[0]
+        others = sum(row[0] for row in db.execute(_OTHERS, (account, batch.writer, now)))
         row = db.execute(_HELD, (account, batch.writer)).fetchone()
         if row is not None and row[0] >= batch.sequence:
             return others, row[1]
@@ -256,12 +290,18 @@ class SqliteStore:
         self._open()
         assert self._db is not None
         now = int(clock.wall())
-        held = dict(self._db.execute(_HOLDS, (now,)).fetchall())
+        held: dict[str, int] = {}
+        for account, amount in self._db.execute(_HOLDS, (now,)):
+            held[account] = held.get(account, 0) + amount
         if usage:
             rows = self._db.execute(_READ_USAGE, (now, USAGE_KEYS, _AFTER_USAGE)).fetchall()
         else:
             rows = self._db.execute(_READ_ALL, (now, USAGE_KEYS, _AFTER_USAGE)).fetchall()
-        return {account: Standing(used, held.get(account, 0)) for account, used in rows}
+        return {
+            account: Standing(used, held.get(account, 0))
+            for account, number in rows
+            if (used := bounded(number)) is not None  # else no count: settle tells
+        }
 
     def _close(self) -> None:
         if self._db is not None:

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from fastgw.model import Batch, Settled, Usage
 from fastgw.policy.account import Limit
-from fastgw.policy.ledger import MAX_BATCH, Ledger
+from fastgw.policy.ledger import MAX_BATCH, MOST, Ledger
 from fastgw.policy.window import EpochWindow
 
 
@@ -281,3 +281,57 @@ def test_who_passes_is_neither_asked_for_nor_refused(
     quiet = not any(each.limit.refusals for each in accounts)
     plain = all(each.limit.unit != "requests" for each in accounts)
     assert passes == (not stale and refused is None and quiet and plain)
+
+
+def test_a_batch_carries_what_a_store_can_add() -> None:
+    ledger, book = Ledger("w", math.inf), Book()
+    one = ledger.account(limit(unit="tokens"), ("alice",), 0.0)
+    ledger.debit((one,), Usage(2**70, 0), 0.0)
+    batch = ledger.take()
+    assert batch is not None
+    assert batch.debits[0].amount == MOST
+    ledger.settled(book.settle(batch)._replace(used=[-1]), 0.0)
+    ledger.debit((one,), Usage(2**70, 0), 0.0)
+    settle(ledger, book, 0.0)
+    ledger.debit((one,), Usage(1, 0), 0.0)
+    batch = ledger.take()
+    assert batch is not None
+    assert batch.debits[0].known <= 2 * MOST
+
+
+@pytest.mark.parametrize(("passed", "renewed"), [(5, False), (11, True), (-120, True)])
+def test_a_hold_is_claimed_again_whichever_way_the_clock_steps(passed: int, renewed: bool) -> None:
+    ledger = Ledger("w", math.inf)
+    one = ledger.account(limit(100, reserves=True), ("alice",), 1000.0)
+    ledger.ask((one,), Usage(50, 0))
+    batch = ledger.take()
+    assert batch is not None
+    ledger.settled(Settled([0], [(0, 50)], [], []), 1000.0)
+    assert isinstance(ledger.reserve((one,), Usage(50, 0)), list)
+    ledger.refresh(1000.0)
+    assert ledger.take() is None
+    ledger.refresh(1000.0 + passed)
+    batch = ledger.take()
+    assert (batch is not None) is renewed
+    if batch is not None:
+        assert batch.claims[0].floor == 50
+
+
+def test_after_a_loss_all_holds_are_claimed_at_once() -> None:
+    ledger = Ledger("w", math.inf)
+    accounts = [ledger.account(limit(100, reserves=True), (name,), 0.0) for name in "abc"]
+    for one in accounts:
+        ledger.ask((one,), Usage(50, 0))
+    batch = ledger.take()
+    assert batch is not None
+    ledger.settled(Settled([0] * 3, [(0, 50)] * 3, [], []), 0.0)
+    assert isinstance(ledger.reserve(accounts, Usage(50, 0)), list)
+    other = ledger.account(limit(1000), ("d",), 0.0)
+    ledger.debit((other,), Usage(1, 0), 0.0)
+    assert ledger.take() is not None
+    ledger.settled(Settled([1], [], [0], []), 0.0)
+    batch = ledger.take()
+    assert batch is not None
+    assert [claim.floor for claim in batch.claims] == [50, 50, 50]
+    ledger.settled(Settled([0] * 3, [(0, 50)] * 3, [], []), 0.0)
+    assert ledger.take() is None

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from fastgw import journal
 from fastgw.model import Usage
-from fastgw.policy.ledger import Ledger
+from fastgw.policy.ledger import MOST, Ledger
 from fastgw.policy.tallies import OTHER, UNITS, Tallies
 from fastgw.policy.window import USAGE, read_account_key
 from fastgw.store.memory import MemoryStore
@@ -177,3 +177,28 @@ def test_who_takes_a_journal_over_keeps_the_places_of_what_is_counted_on(tmp_pat
         tallies.add(tally, (1, 10, 5, 0, 7), NOON)  # owed as it dies
         kept.close()
         assert sums(store)[30_000, tally.values, "requests"] == 4 * number - 1
+
+
+def test_sums_that_no_word_can_hold_stop_nobody(tmp_path: Path) -> None:
+    """As of a provider that reports what it likes, at whatever price."""
+    kept = journal.claim(str(tmp_path), "store")
+    ledger = Ledger(kept.writer, 0.1, slots=kept)
+    tallies = Tallies(ledger, KEPT, 100)
+    alice, bob = (tallies.find(key, "u", "m", ()) for key in ("alice", "bob"))
+    for _ in range(20):
+        tallies.add(alice, (1, 10**12, 10**12, 0, 2**60), NOON)
+        tallies.add(bob, (1, 7, 0, 0, 10**30), NOON)
+    tallies.refresh(NOON)
+    kept.close()
+    again = journal.claim(str(tmp_path), "store")
+    after = Ledger(again.writer, 0.1, slots=again, sequence=again.sequence, owed=again.owed)
+    for of in (after, ledger):
+        found = MemoryStore()
+        if of is ledger:
+            ledger._slots = None
+        settle(of, found)
+        by_unit = {(name[1][0], name[2]): used for name, used in sums(found).items()}
+        assert by_unit["alice", "requests"] == 20
+        assert by_unit["alice", "input_tokens"] == 20 * 10**12
+        assert by_unit["alice", "usd"] == by_unit["bob", "usd"] == MOST
+        assert by_unit["bob", "input_tokens"] == 140

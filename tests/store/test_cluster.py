@@ -163,6 +163,36 @@ def test_a_frozen_master_costs_one_deadline_and_the_others_stay_in_step(
     asyncio.run(main())
 
 
+def test_opening_again_asks_each_master_and_not_for_the_map(
+    redis_cluster: RedisCluster, redis_prefix: str
+) -> None:
+    frozen = redis_cluster.masters[2]
+
+    def calls(node: RedisServer, command: str) -> int:
+        return int(node.ask("INFO", "commandstats").get(f"cmdstat_{command}", {}).get("calls", 0))
+
+    async def main() -> None:
+        store = RedisStore(redis_cluster.url, redis_prefix, 0.5)
+        await store.open()
+        maps = [calls(node, "cluster|slots") for node in redis_cluster.masters]
+        pings = [calls(node, "ping") for node in redis_cluster.masters]
+        await store.open()
+        await store.open()
+        assert [calls(node, "cluster|slots") for node in redis_cluster.masters] == maps
+        assert [calls(node, "ping") - 2 for node in redis_cluster.masters] == pings
+        frozen.freeze()
+        try:
+            with pytest.raises(StoreUnavailable):
+                await store.open()
+        finally:
+            frozen.thaw()
+        await settle_at_last(store, 1, *((name, 1) for name in NAMES))
+        await store.open()
+        await store.close()
+
+    asyncio.run(main())
+
+
 def test_slots_without_a_master_are_named(cluster: RedisCluster) -> None:
     async def main() -> None:
         store = RedisStore(cluster.url, "t", 0.5)

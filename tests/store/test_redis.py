@@ -11,6 +11,7 @@ import uvloop
 
 from fastgw.errors import StoreUnavailable
 from fastgw.model import Batch, Claim, Debit
+from fastgw.policy.ledger import MOST
 from fastgw.policy.window import USAGE_KEYS
 from fastgw.store.base import UNUSABLE
 from fastgw.store.redis import RedisStore
@@ -300,13 +301,93 @@ def test_an_account_that_is_no_count_stops_no_other(redis_server: RedisServer) -
     async def main() -> None:
         with redis.Redis.from_url(redis_server.url) as client:
             client.set("t:a:broken", "not a hash")
-            client.hset("t:a:full", "used", 2**63 - 2)
         store = RedisStore(redis_server.url, "t", 2.0)
-        lines = [("broken", 1), ("full", 5), ("fine", 1), ("broken", 0)]
         for _ in range(2):
-            assert await settle(store, 1, *lines) == [UNUSABLE, UNUSABLE, 1, UNUSABLE]
+            lines = [("broken", 1), ("fine", 1), ("broken", 0)]
+            assert await settle(store, 1, *lines) == [UNUSABLE, 1, UNUSABLE]
+        with redis.Redis.from_url(redis_server.url) as client:
+            client.delete("t:a:broken")
         # what could not be applied did not use up its sequence
-        assert await settle(store, 1, ("full", 1)) == [2**63 - 1]
+        assert await settle(store, 1, ("broken", 1)) == [1]
+        await store.close()
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize(
+    "used", [None, "abc", "12.5", "", "1e3", "+5", "0x10", "nan", b"\xff", "9" * 20, "9" * 400]
+)
+def test_a_number_that_is_none_is_the_affair_of_its_account(
+    redis_server: RedisServer, used: str | bytes | None
+) -> None:
+    """Whether it is read, debited, put back or claimed; and reports go without it."""
+
+    async def main() -> None:
+        with redis.Redis.from_url(redis_server.url) as client:
+            if used is None:
+                client.set("t:a:odd", "not a hash")
+            else:
+                client.hset("t:a:odd", "used", used)
+        store = RedisStore(redis_server.url, "t", 2.0)
+        lines = (Debit("odd", 5, LATER, 0, 10), Debit("even", 5, LATER))
+        claims = (Claim(0, 100, 20, 30, 0), Claim(1, 100, 20, 30, 0))
+        for _ in range(2):
+            answer = await store.settle(Batch("w", 1, lines, claims))
+            assert answer.used == [UNUSABLE, 5]
+            assert answer.holds == [(0, 50), (0, 50)]
+        # nothing fits beside what the writer has counted alone
+        lines = (Debit("odd", 0, LATER, 1, 75), Debit("even", 1, LATER))
+        answer = await store.settle(Batch("w", 2, lines, (Claim(0, 100, 20, 30, 0, 30),)))
+        assert (answer.used, answer.holds, answer.lost) == ([UNUSABLE, 6], [(0, 20)], [])
+        assert await store.accounts() == {"even": (6, 50)}
+        with redis.Redis.from_url(redis_server.url) as client:
+            client.delete("t:a:odd")
+        late = (Debit("odd", 5, LATER, 1, 75),)
+        assert (await store.settle(Batch("w", 3, late))).used == [80]  # and back it is
+        await store.close()
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize(
+    "hold", ["nonsense", "", "1:2", "1:2.5:9999999999", "1:-2:9999999999", f"1:{'9' * 400}:1"]
+)
+def test_a_hold_that_cannot_be_read_is_none(redis_server: RedisServer, hold: str) -> None:
+    async def main() -> None:
+        with redis.Redis.from_url(redis_server.url) as client:
+            client.hset("t:a:a", mapping={"h:other": hold, "h:w": hold, "s:w": hold})
+        store = RedisStore(redis_server.url, "t", 2.0)
+        lines = (Debit("a", 5, LATER), Debit("b", 5, LATER))
+        answer = await store.settle(Batch("w", 1, lines, (Claim(0, 100, 0, 30, 0),)))
+        assert (answer.used, answer.holds) == ([5, 5], [(0, 30)])
+        assert await store.accounts() == {"a": (5, 30), "b": (5, 0)}
+        await store.close()
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("used", [2**62 + 5, 2**63 - 1])
+def test_a_number_above_the_most_is_the_most(redis_server: RedisServer, used: int) -> None:
+    async def main() -> None:
+        with redis.Redis.from_url(redis_server.url) as client:
+            client.hset("t:a:a", "used", used)
+        store = RedisStore(redis_server.url, "t", 2.0)
+        for amount in (0, 5, MOST, 0):
+            assert await settle(store, 1, ("a", amount)) == [MOST]
+        assert await settle(store, 2, ("a", -MOST)) == [0]
+        await store.close()
+
+    asyncio.run(main())
+
+
+def test_a_number_below_zero_is_zero(redis_server: RedisServer) -> None:
+    async def main() -> None:
+        with redis.Redis.from_url(redis_server.url) as client:
+            client.hset("t:a:a", "used", -7)
+        store = RedisStore(redis_server.url, "t", 2.0)
+        assert await used(store) == {"a": 0}
+        assert await settle(store, 1, ("a", 0)) == [0]
+        assert await settle(store, 1, ("a", 10)) == [3]
         await store.close()
 
     asyncio.run(main())
@@ -315,10 +396,31 @@ def test_an_account_that_is_no_count_stops_no_other(redis_server: RedisServer) -
 def test_keys_expire_with_their_window(redis_server: RedisServer) -> None:
     async def main() -> None:
         store = RedisStore(redis_server.url, "t", 2.0)
-        await settle(store, 1, ("a", 1))
+        await store.settle(Batch("w", 1, (Debit("a", 1, LATER + 3600),)))
         await store.close()
         with redis.Redis.from_url(redis_server.url) as client:
-            assert client.expiretime("t:a:a") == LATER
+            assert client.expiretime("t:a:a") == LATER + 3600
+
+    asyncio.run(main())
+
+
+def test_a_worker_whose_clock_is_behind_loses_no_debit(redis_server: RedisServer) -> None:
+    """Its windows end in the past of the server: keys live an hour by the server's clock."""
+
+    async def main() -> None:
+        store = RedisStore(redis_server.url, "t", 2.0)
+        past = LATER - 100_000
+        for sequence in range(1, 4):
+            lines = (Debit("a", 10, past), Debit("b", 0, past))
+            claims = (Claim(0, 100, 0, 10, 0), Claim(1, 100, 0, 10, 0))
+            answer = await store.settle(Batch("w", sequence, lines, claims))
+            assert answer.used == [10 * sequence, 0]
+        assert await store.accounts() == {"a": (30, 10), "b": (0, 10)}
+        await store.settle(Batch("w", 9, (Debit("p", 0, 0),), (Claim(0, 9, 0, 1, 0),), 30))
+        await store.close()
+        with redis.Redis.from_url(redis_server.url) as client:
+            assert all(3500 < client.ttl(f"t:a:{name}") <= 3600 for name in "ab")
+            assert 0 < client.ttl("t:a:p") <= 30  # requests at one time: it lives by its holds
 
     asyncio.run(main())
 

@@ -13,10 +13,11 @@ import pytest
 
 from fastgw import clock
 from fastgw.errors import StoreUnavailable
-from fastgw.model import Batch, Debit, Usage
+from fastgw.model import Batch, Claim, Debit, Usage
 from fastgw.policy.account import Limit
-from fastgw.policy.ledger import Ledger
+from fastgw.policy.ledger import MOST, Ledger
 from fastgw.policy.window import EpochWindow
+from fastgw.store.base import UNUSABLE
 from fastgw.store.sqlite import SqliteStore
 
 if TYPE_CHECKING:
@@ -209,5 +210,84 @@ def test_while_it_is_alone_each_answer_is_one_for_all_accounts(
         assert (ledger.refuses((alice,)) is alice) is others
         await one.close()
         await two.close()
+
+    asyncio.run(main())
+
+
+def by_hand(path: Path, *statements: str) -> None:
+    db = sqlite3.connect(path)
+    for statement in statements:
+        db.execute(statement)
+    db.commit()
+    db.close()
+
+
+@pytest.mark.parametrize(
+    "wrong", ["used = 12.5", "used = 'abc'", "used = 1e30", "used = x'ff'", "expires_at = 'never'"]
+)
+def test_a_number_that_is_none_is_the_affair_of_its_account(tmp_path: Path, wrong: str) -> None:
+    """Whether it is read, debited, put back or claimed; and reports go without it."""
+    path = tmp_path / "budgets.db"
+
+    async def main() -> None:
+        store = SqliteStore(str(path), 5.0)
+        await store.settle(batch(1, ("odd", 5), ("even", 5)))
+        by_hand(path, f"UPDATE accounts SET {wrong} WHERE account = 'odd'")
+        lines = (Debit("odd", 5, LATER, 1, 10), Debit("even", 5, LATER))
+        claims = (Claim(0, 100, 20, 30, 0), Claim(1, 100, 20, 30, 0))
+        for _ in range(2):
+            answer = await store.settle(Batch("w1", 2, lines, claims))
+            assert answer.used == [UNUSABLE, 10]
+            assert answer.holds == [(0, 50), (0, 50)]
+        lines = (Debit("odd", 0, LATER, 2, 75), Debit("even", 1, LATER))
+        answer = await store.settle(Batch("w1", 3, lines, (Claim(0, 100, 20, 30, 0, 30),)))
+        assert (answer.used, answer.holds, answer.lost) == ([UNUSABLE, 11], [(0, 20)], [])
+        assert await store.accounts() == {"even": (11, 50)}
+        by_hand(path, "DELETE FROM accounts WHERE account = 'odd'")
+        late = (Debit("odd", 5, LATER, 2, 75),)
+        assert (await store.settle(Batch("w1", 4, late))).used == [80]  # and back it is
+        await store.close()
+
+    asyncio.run(main())
+
+
+def test_what_is_wrong_beside_a_count_costs_nobody_a_debit(tmp_path: Path) -> None:
+    path = tmp_path / "budgets.db"
+
+    async def main() -> None:
+        store = SqliteStore(str(path), 5.0)
+        claims = (Claim(0, 100, 0, 10, 0),)
+        await store.settle(Batch("w1", 1, (Debit("a", 5, LATER), Debit("b", 5, LATER)), claims))
+        by_hand(
+            path,
+            "UPDATE sequences SET sequence = 'abc'",
+            "UPDATE holds SET amount = 'much'",
+            "INSERT INTO holds VALUES ('a', 'w2', 1, 2.5, 99999999999)",
+            "INSERT INTO holds VALUES ('a', 'w3', 1, 5, 'never')",
+            "INSERT INTO holds VALUES ('a', 'w4', 'x', 5, 99999999999)",
+            "INSERT INTO holds VALUES ('a', 'w5', 1, 7, 99999999999)",
+        )
+        lines = (Debit("a", 5, LATER), Debit("b", 5, LATER, 1, 5))
+        answer = await store.settle(Batch("w1", 2, lines, claims))
+        assert (answer.used, answer.holds) == ([10, 10], [(7, 10)])
+        assert await store.accounts() == {"a": (10, 17), "b": (10, 0)}
+        await store.close()
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("used", [-7, MOST + 5, 2**63 - 1])
+def test_a_number_beyond_the_bounds_is_at_them(tmp_path: Path, used: int) -> None:
+    path = tmp_path / "budgets.db"
+
+    async def main() -> None:
+        store = SqliteStore(str(path), 5.0)
+        await store.settle(batch(1, ("a", 5)))
+        by_hand(path, f"UPDATE accounts SET used = {used}")
+        bound = max(0, min(used, MOST))
+        assert (await store.settle(batch(2, ("a", 0)))).used == [bound]
+        assert await store.accounts() == {"a": (bound, 0)}
+        assert (await store.settle(batch(2, ("a", 10)))).used == [min(max(0, used + 10), MOST)]
+        await store.close()
 
     asyncio.run(main())

@@ -12,9 +12,15 @@
 -- then for each claim six: index of its key, limit, floor, need, spare, least (see fastgw/model.py)
 --
 -- Returns a flat list: for each key `used` as a string (a number above 2^53 would lose digits in
--- Lua), or `error` for a key that is no such hash or a sum that overflows: that line alone is not
--- applied. A leading `l` marks an account that was lost and put back, `a` a line that was left out
--- since a higher sequence of the writer is kept. Then for each claim: held by others, granted.
+-- Lua), or `error` for a key that is no such hash or whose `used` is no integer: that line alone is
+-- not applied. A leading `l` marks an account that was lost and put back, `a` a line that was left
+-- out since a higher sequence of the writer is kept. Then for each claim: held by others, granted.
+--
+-- Sums stop at 2^62. A hold that cannot be read is none.
+--
+-- Clocks: holds and expiry go by this server's. An expiry by a worker's clock that is behind would
+-- delete the key with what was just debited: a key lives an hour from its last debit at least.
+local MOST, FULL, HOUR = 4611686018427387904, '4611686018427387904', 3600
 local writer, sequence = ARGV[1], tonumber(ARGV[2])
 local lapse, share = tonumber(ARGV[3]), tonumber(ARGV[4])
 local settled_by, held_by = 's:' .. writer, 'h:' .. writer
@@ -26,10 +32,25 @@ local answer = {}
 local function failed(reply)
   local why = type(reply) == 'table' and reply.err
   if not why then return false end
-  for _, known in ipairs({'WRONGTYPE', 'not an integer', 'overflow'}) do
+  for _, known in ipairs({'WRONGTYPE', 'not an integer'}) do
     if string.find(why, known, 1, true) then return true end
   end
   error(why)
+end
+
+-- returns what a field `used` says, as a string; false for what is no count
+local function count(value)
+  if failed(value) then return false end
+  if not value then return '0' end
+  local sign, digits = string.match(value, '^(%-?)([1-9]%d*)$')
+  if not digits then return value == '0' and '0' end
+  if #digits > 19 then return false end
+  if sign == '-' then return '0' end
+  return tonumber(digits) < MOST and digits or FULL
+end
+
+local function keep(key, expires_at)
+  redis.call('EXPIREAT', key, string.format('%.0f', math.max(tonumber(expires_at), now + HOUR)))
 end
 
 -- returns a mark, or false for a key that cannot be kept
@@ -43,40 +64,46 @@ local function apply(key, amount, expires_at, settled, known)
   end
   local mark = ''
   if last < tonumber(settled) and tonumber(expires_at) > now then
-    local used = redis.pcall('HGET', key, 'used')
-    if (tonumber(used) or 0) < tonumber(known) then
+    local used = count(redis.pcall('HGET', key, 'used'))
+    if not used then return false end
+    if tonumber(used) < tonumber(known) then
       mark = 'l'
       redis.call('HSET', key, 'used', known)
     end
     redis.call('HSET', key, settled_by, settled)
-    redis.call('EXPIREAT', key, expires_at)
+    keep(key, expires_at)
   end
   if amount ~= '0' then
     local total = redis.pcall('HINCRBY', key, 'used', amount)
-    if failed(total) then return false end
+    if type(total) == 'table' and string.find(total.err or '', 'overflow', 1, true) then
+      total = MOST
+    elseif failed(total) then
+      return false
+    end
     if total < 0 then redis.call('HSET', key, 'used', '0') end
+    if total >= MOST then redis.call('HSET', key, 'used', FULL) end
     redis.call('HSET', key, settled_by, ARGV[2])
-    redis.call('EXPIREAT', key, expires_at)
+    keep(key, expires_at)
   end
   return mark
 end
 
 -- returns what others hold and what this writer holds now
 local function claim(key, expires_at, limit, floor, need, spare, least)
-  local fields = redis.pcall('HGETALL', key)
-  if failed(fields) then return 0, floor end
+  local fields = redis.call('HGETALL', key)
   local used, others, decided = 0, 0, nil
   for i = 1, #fields, 2 do
     local name, value = fields[i], fields[i + 1]
     if name == 'used' then
-      used = tonumber(value)
+      used = tonumber(count(value))
     elseif string.sub(name, 1, 2) == 'h:' then
       local by, amount, till = string.match(value, '^(%d+):(%d+):(%d+)$')
-      if name == held_by then
+      local sound = by and #by < 20 and #amount < 20 and #till < 20
+      if sound and name == held_by then
         if tonumber(by) >= sequence then decided = tonumber(amount) end
-      elseif tonumber(till) <= now then
+      elseif sound and tonumber(till) <= now then
         redis.call('HDEL', key, name)
-      else
+      elseif sound then
         others = others + tonumber(amount)
       end
     end
@@ -88,10 +115,13 @@ local function claim(key, expires_at, limit, floor, need, spare, least)
     if needed < least then needed = 0 end
     granted = floor + needed + math.min(spare, math.floor((free - needed) / share))
   end
+  granted = math.min(granted, MOST)
   if granted > 0 then
     redis.call('HSET', key, held_by,
       string.format('%s:%.0f:%.0f', ARGV[2], granted, now + lapse))
-    redis.call('EXPIREAT', key, string.format('%.0f', math.max(tonumber(expires_at), now + lapse)))
+    -- expiry 0: the account lives by its holds alone
+    local till = expires_at == '0' and lapse or math.max(lapse, HOUR)
+    redis.call('EXPIREAT', key, string.format('%.0f', math.max(tonumber(expires_at), now + till)))
   else
     redis.call('HDEL', key, held_by)
   end
@@ -104,18 +134,18 @@ for i, key in ipairs(KEYS) do
   if ARGV[at] ~= '0' or ARGV[at + 2] ~= '0' then
     mark = apply(key, ARGV[at], ARGV[at + 1], ARGV[at + 2], ARGV[at + 3])
   end
-  local value = redis.pcall('HGET', key, 'used')
-  if not mark or failed(value) then
-    answer[i] = 'error'
-  else
-    answer[i] = mark .. (value or '0')
-  end
+  local used = count(redis.pcall('HGET', key, 'used'))
+  answer[i] = mark and used and mark .. used or 'error'
   at = at + 4
 end
 while ARGV[at] do
   local line = tonumber(ARGV[at])
-  local others, granted = claim(KEYS[line], ARGV[2 + 4 * line], tonumber(ARGV[at + 1]),
-    tonumber(ARGV[at + 2]), tonumber(ARGV[at + 3]), tonumber(ARGV[at + 4]), tonumber(ARGV[at + 5]))
+  local others, granted = 0, 0 -- of an `error` nobody reads them
+  if answer[line] ~= 'error' then
+    others, granted = claim(KEYS[line], ARGV[2 + 4 * line], tonumber(ARGV[at + 1]),
+      tonumber(ARGV[at + 2]), tonumber(ARGV[at + 3]), tonumber(ARGV[at + 4]),
+      tonumber(ARGV[at + 5]))
+  end
   answer[#answer + 1] = string.format('%.0f', others)
   answer[#answer + 1] = string.format('%.0f', granted)
   at = at + 6

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from fastgw.errors import ModelNotAllowed
+from fastgw.errors import BadBody, ModelNotAllowed
 from fastgw.model import Usage
 from fastgw.reservation import Reservation
 from fastgw.usage.brief import MISSING, UNREADABLE, read_asked
@@ -90,15 +90,20 @@ def inspect(
     else:
         # Known by no operation, but the key or route is limited to models, or they are replaced.
         kind = request.get(b"content-type") or b""
-        if plan.named:
-            model = plan.named
-        elif kind.startswith(b"multipart/form-data"):
-            body, model = read_form(body, kind, settings.model, settings.model_aliases)
-            prompt = 1  # as any that is no JSON
-        else:
-            body, _, model, _, _ = read_json(
-                body, False, True, settings.model, settings.model_aliases, adds=False
-            )
+        try:
+            if plan.named:
+                model = plan.named
+            elif kind.startswith(b"multipart/form-data"):
+                body, model = read_form(body, kind, settings.model, settings.model_aliases)
+                prompt = 1  # as any that is no JSON
+            elif body:  # SDKs cancel by an empty one
+                body, _, model, _, _ = read_json(
+                    body, False, plan.exact, settings.model, settings.model_aliases, adds=False
+                )
+        except BadBody:
+            # Where models are only replaced, what names none goes on as it came.
+            if plan.exact or (settings.model and b"model" in body.lower()):
+                raise
         if plan.reserves:
             reservation = unread(plan, len(body))
     if plan.strict and not plan.allows_model(model):

@@ -149,6 +149,7 @@ class Reservation:
         probe = orjson.loads(
             orjson.dumps({name: message[name] for name in members if name in message})
         )
+        probe["prompt"] = message.get("prompt")  # their number counts, too
         return limit_output(api, operation, probe, room) > 0
 
     def _mend(self, account: Account) -> str:

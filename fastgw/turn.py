@@ -126,6 +126,11 @@ class Outlet:
             self._turn.flush()
         self._transport.writelines(pieces)
 
+    @property
+    def unsent(self) -> int:
+        """Bytes that the kernel has not taken yet of what has left."""
+        return self._transport.get_write_buffer_size()
+
     def get_write_buffer_size(self) -> int:
         """Bytes that the kernel has not taken yet."""
         self._turn.flush()

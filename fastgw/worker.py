@@ -23,7 +23,7 @@ from fastgw.bookkeeping import open_book, settle_orphans
 from fastgw.config.heap import keep_what_is_freed, let_go
 from fastgw.downstream import listener
 from fastgw.downstream.connection import DownstreamConnection
-from fastgw.downstream.connections import Connections
+from fastgw.downstream.connections import LAST_WORDS, Connections
 from fastgw.engine import Engine
 from fastgw.errors import StoreUnavailable
 from fastgw.flow_control import Spread, Sweeper
@@ -216,8 +216,8 @@ class Worker:
         """Cut the exchanges that a stop waits for, or will wait for; what they cost is debited."""
         self._at_once = True
         if self._stopping:
-            for connection in list(self._connections.all):
-                connection.shut_down()
+            self._connections.cut()
+            asyncio.get_running_loop().call_later(LAST_WORDS, self._connections.cut)
 
     # reload
 

@@ -364,3 +364,16 @@ def test_where_nothing_may_run_at_one_time_nobody_is_told_of_a_reset() -> None:
         assert refusal.message.endswith("0 requests at one time, held 0; it is never reset")
 
     run(main)
+
+
+def test_prompts_of_a_list_that_cannot_be_limited_are_not_waited_for() -> None:
+    async def main(desk: Desk) -> None:
+        account = desk.account(cap(1000, clamps=True))
+        await desk.spend(account, 64)
+        message = {"prompt": ["a"] * 2000, "max_tokens": 5}
+        request = asks(10_000, 2000, operation="text_completion", message=message)
+        refusal = await desk.refused(request, account)
+        assert desk.waited <= 1
+        assert "held by running requests" not in refusal.message
+
+    run(main)

@@ -21,6 +21,7 @@ The connection is handed its handler and knows neither keys nor budgets.
 from __future__ import annotations
 
 import asyncio
+import logging
 import socket
 import struct
 from typing import TYPE_CHECKING, cast
@@ -44,6 +45,8 @@ if TYPE_CHECKING:
     from fastgw.config.tables import Server
     from fastgw.downstream.connections import Connections
     from fastgw.flow_control import Sweeper
+
+log = logging.getLogger(__name__)
 
 LINGER = 3.0
 LINGER_BYTES = 1024 * 1024
@@ -167,7 +170,7 @@ class DownstreamConnection(asyncio.Protocol):
             if end and memo.length == len(data) - end and memo.head is not None and not self._full:
                 self._begin(memo.head, memo.length, data, end)  # one whole request, as mostly
             else:
-                self._read(data)
+                self._read(self._take_buffer() + data if self._buffer else data)
         elif state in ("answering", "head", "opening"):
             if state == "opening":
                 self._read(data)
@@ -370,7 +373,11 @@ class DownstreamConnection(asyncio.Protocol):
             if self._paused:
                 self._paused = False
                 self.transport.resume_reading()
-            self._read(self._take_buffer())
+            try:
+                self._read(self._take_buffer())
+            except Exception:  # a fault of ours, as one in `data_received`
+                log.exception("a request could not be read")
+                self._reset()
 
     def _read_on(self) -> None:
         if not self._paused and self._state != "closed":

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
 _LOOKED_AT = 64
 """Connections that are looked at for an idle one when there is no room for another."""
+LAST_WORDS = 1.0
+"""Seconds that a client has to take what it is told as it is cut."""
 _CUT_TIMEOUT = 5.0
 """An aborted connection is gone within a few turns of the loop; this is a net below that."""
 
@@ -56,9 +58,15 @@ class Connections:
         for connection in list(self.all):
             connection.drain()
         if not await self._gone(within):
-            for connection in list(self.all):
-                connection.shut_down()
-            await self._gone(_CUT_TIMEOUT)
+            self.cut()
+            if not await self._gone(LAST_WORDS):
+                self.cut()
+                await self._gone(_CUT_TIMEOUT)
+
+    def cut(self) -> None:
+        """End what runs, and tell whom it ends. The second time: those who did not take that."""
+        for connection in list(self.all):
+            connection.shut_down()
 
     async def _gone(self, within: float) -> bool:
         if self.all:

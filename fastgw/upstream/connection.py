@@ -358,7 +358,7 @@ class UpstreamConnection(asyncio.Protocol):
             and head is not None
             and head.keep_alive
             # An early answer may come before the provider has taken all of a large request.
-            and not (self._large and self.transport.get_write_buffer_size())
+            and not (self._large and self.transport.unsent)
         ):
             self._state = "idle"
             self.expires = 0.0

@@ -162,7 +162,7 @@ class EventMeter(StreamMeter):
 
     def _count(self, blocks: list[bytes]) -> None:
         super()._count(blocks)
-        if blocks and not self._counting().total() and not begins_events(blocks[0]):
+        if blocks and not begins_events(blocks[0]) and not self._counting().total():
             self._unread += sum(map(len, blocks))
 
     def finish(self, complete: bool, prompt: Callable[[], int]) -> Metered:

@@ -82,7 +82,7 @@ def read_json(
         "" if named or not (adds or asked) else model or (aliases.get(name, "") if aliases else "")
     )
     rewrite = strict or bool(target)
-    if rewrite:
+    if rewrite or (model and not named):
         for member in message:
             if member != "model" and member.casefold() == "model":
                 raise BadBody(f"{member!r} is ambiguous: the member is called 'model'")

@@ -6,7 +6,7 @@ import itertools
 
 import pytest
 
-from fastgw.usage.meter import StreamMeter
+from fastgw.usage.answer import EventMeter
 from fastgw.usage.openai import OPENAI
 
 SMALL = b'data: {"choices":[{"index":0,"delta":{"content":"Hi"}}]}\n\n'
@@ -24,7 +24,7 @@ def test_whatever_the_reads(size: int, first: int, step: int) -> None:
     body = SMALL + LARGE % (b"iVBO" * (size // 4)) + SMALL
     stream = body + USAGE + DONE
     cuts = [0, first, *range(first + step, len(stream), step), len(stream)]
-    meter = StreamMeter(OPENAI, strip=True)
+    meter = EventMeter(OPENAI, strip=True)
     out = b"".join(meter.feed(stream[at:end]) for at, end in itertools.pairwise(cuts))
     out += meter.rest()
     assert out == body + DONE

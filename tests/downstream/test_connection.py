@@ -589,3 +589,22 @@ def test_drain_cuts_what_does_not_end() -> None:
                 await reader.read()
 
     asyncio.run(run())
+
+
+def test_what_was_put_off_is_read_before_what_comes_after_it() -> None:
+    async def run() -> None:
+        async with served() as (_, writer, desk):
+            writer.write(GET)
+            asked = await begun(desk)
+            connection = asked.connection
+            connection.data_received(b"GET /second HTTP/1.1\r\nHo")
+            connection.pause_writing()
+            desk.answer()
+            assert desk.open is None  # it takes no answers: it is asked no more
+            connection.resume_writing()
+            connection.data_received(b"st: a\r\n\r\n")  # in the same turn
+            await asyncio.sleep(0)
+            assert desk.asked[-1].request == (b"GET", b"/second")
+            assert not desk.refused
+
+    asyncio.run(run())

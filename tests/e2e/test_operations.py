@@ -219,3 +219,20 @@ def test_status_shows_what_runs(start: StartGateway) -> None:
     assert (store["url"], store["up"], store["debits_pending"]) == ("sqlite", True, 0)
     assert (status["keys"], status["budgets"]) == (2, 1)
     assert len(status["config"]) == 64
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_second_signal_does_not_wait_for_who_reads_nothing(
+    start: StartGateway, workers: int
+) -> None:
+    gateway = start(budgets=ROOMY, drain="60s", server=f"workers = {workers}" * (workers > 1))
+    body = orjson.dumps({**BODY, "stream": True})
+    with socket.socket() as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        client.connect(("127.0.0.1", gateway.port))
+        client.sendall(head(body, "x-stub: events=100000"))
+        time.sleep(0.5)
+        gateway.child.send_signal(signal.SIGTERM)
+        time.sleep(0.3)
+        gateway.child.send_signal(signal.SIGTERM)
+        assert gateway.child.wait(20) == 0

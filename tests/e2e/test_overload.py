@@ -14,7 +14,6 @@ from tests.e2e.test_money import ROOMY, raw_provider
 from tests.processes import ALICE, BOB, free_port, request
 
 if TYPE_CHECKING:
-
     from tests.e2e.conftest import StartGateway
     from tests.processes import Gateway
 

@@ -125,6 +125,33 @@ def test_a_forced_model_is_named_where_a_body_names_one(
     assert (status, b"several models" in answer) == (400, True)
 
 
+@pytest.mark.parametrize(
+    ("kind", "body"),
+    [
+        ("application/json", b""),
+        ("application/json", b"[]"),
+        ("application/json", b'{"n":12345678901234567890123,"a":"\\ud800"}'),
+        ("application/x-ndjson", b'{"a":1}\n{"a":2}\n'),
+        ("multipart/form-data; boundary=b; charset=utf-8", b"--b\r\n\r\nx\r\n--b--\r\n"),
+    ],
+)
+@pytest.mark.parametrize("upstream", ['model = "forced"', 'model_aliases = { fast = "gpt-x" }'])
+def test_what_names_no_model_goes_on_as_it_came(
+    start: StartGateway, provider: Provider, upstream: str, kind: str, body: bytes
+) -> None:
+    gateway = start(budgets=ROOMY, upstream=upstream)
+    headers = bearer(ALICE) | {"Content-Type": kind}
+    status, _, _ = request(gateway.port, "POST", "/openai/batches/b/cancel", body, headers)
+    assert status != 400
+    assert provider.last().partition(b"\r\n\r\n")[2] == body
+
+
+@pytest.mark.parametrize("body", [b'{"Model":"x"}', b'[{"model":"x"}]', b'{"model":"x"'])
+def test_nothing_gets_around_a_forced_model(start: StartGateway, body: bytes) -> None:
+    gateway = start(budgets=ROOMY, upstream='model = "forced"')
+    assert request(gateway.port, "POST", "/openai/rerank", body, bearer(ALICE))[0] == 400
+
+
 def test_the_request_id_of_the_client_is_on_every_answer(start: StartGateway) -> None:
     gateway = start(budgets=ROOMY)
     mine = {"x-request-id": "mine-77"}

@@ -138,13 +138,8 @@ class ModelNotAllowed(Refusal):
 
     status, code, kind = 403, "model_not_allowed", "invalid_request_error"
 
-    def __init__(self, model: str) -> None:
-        super().__init__(
-            f"model '{model[:100]}' is not allowed for this key or route"
-            if model
-            else "this key or route is limited to models, and the request names none"
-        )
-        self.model = model
+    model = ""
+    """The one that was asked for."""
 
 
 class UnpricedModel(Refusal):

@@ -107,7 +107,13 @@ def inspect(
         if plan.reserves:
             reservation = unread(plan, len(body))
     if plan.strict and not plan.allows_model(model):
-        raise ModelNotAllowed(model)
+        refusal = ModelNotAllowed(
+            f"model '{model[:100]}' is not allowed for this key or route"
+            if model
+            else "this key or route is limited to models, and the request names none"
+        )
+        refusal.model = model
+        raise refusal
     return body, model, streams, injected, prompt, reservation, told
 
 

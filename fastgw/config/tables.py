@@ -330,7 +330,7 @@ class Upstream:
             "auto",
         ),
     )
-    model: str = setting("", "sent in place of the model that the client asked for")
+    model: str = setting("", "sent in place of the model that the client asked for, on every path")
     model_aliases: dict[str, str] = setting(
         {}, "model the client asks for = model that is sent", "table"
     )

@@ -168,8 +168,8 @@ MUTANTS = [
     Mutant(
         "who still owes an upload is not kept",
         "upstream/connection.py",
-        "if clean and self._whole and head",
-        "if clean and head",
+        "            and self._whole\n",
+        "",
         (REQUESTS,),
     ),
     Mutant(
@@ -189,8 +189,8 @@ MUTANTS = [
     Mutant(
         "extensions and trailers are bounded",
         "http1/body.py",
-        "            if self._extras > MAX_EXTRAS:",
-        "            if False:",
+        "        if self._extras > MAX_EXTRAS:",
+        "        if False:",
         (REQUESTS,),
     ),
     Mutant(

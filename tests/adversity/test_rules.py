@@ -14,13 +14,14 @@ ROW = re.compile(r"^\| (.+?) \| (.+?) \|$", re.MULTILINE)
 NAMES = {case.name for case in request_cases.CASES + framing_cases.CASES}
 TIMES, TLS = "tests/adversity/test_timeouts.py", "tests/adversity/test_tls.py"
 LIMITS = "tests/e2e/test_limits.py"
+REFUSED, OVERLOAD = "tests/e2e/test_refusals.py", "tests/e2e/test_overload.py"
 
 RULES: dict[str, tuple[str, ...]] = {
-    "TLS bytes, HTTP/2 preface": ("TLS client hello", "HTTP/2 preface", "HTTP/0.9", "random bytes",
-                                  "a body alone", "SSH banner", "TLS hello with a line end in it"),
+    "TLS bytes, HTTP/0.9": ("TLS client hello", "HTTP/0.9", "random bytes", "a body alone",
+                            "SSH banner", "TLS hello with a line end in it"),
     "bytes that are no TLS": (f"{TLS}::test_bytes_that_are_no_tls_on_the_tls_port",
                               f"{TLS}::test_old_versions_of_tls_are_refused"),
-    "version other than": ("version 1.2", "version 2.0", "version 0.9"),
+    "version other than": ("version 1.2", "version 2.0", "version 0.9", "HTTP/2 preface"),
     "bare LF or CR": ("all lines end in LF", "CR in the value", "NUL in the value", "folded value",
                       "control byte in the value", "space before the colon", "bare LF first"),
     "no Host or two": ("no Host", "two Hosts", "the same Host twice", "user in Host", "empty Host"),
@@ -38,6 +39,8 @@ RULES: dict[str, tuple[str, ...]] = {
                              "two of Content-Encoding"),
     "CONNECT, TRACE": ("CONNECT gateway:443", "TRACE /openai/models", "OPTIONS *"),
     "Upgrade": ("an offer of HTTP/2", "an offer of WebSocket", "an offer with a body"),
+    "a method other than these": (f"{REFUSED}::test_a_method_is_no_way_around_a_limit",
+                                  "GET with a body", "unknown method"),
     "absolute-form target": ("http://gateway/openai/models", "absolute-form of another host"),
     "`..`, `.`, `//`": ("path /openai/../models", "path /openai/./models", "path /openai//models",
                         "path /openai/models;v=1", "path /openai%2fmodels", "path /openai/a%5cb",
@@ -52,6 +55,7 @@ RULES: dict[str, tuple[str, ...]] = {
     "no byte for": (f"{TIMES}::test_who_says_nothing_is_told_nothing",
                     f"{TIMES}::test_who_asks_no_more_is_told_nothing_more"),
     "no byte of an answer taken": (f"{TIMES}::test_who_takes_nothing_of_its_answer_is_cut_off",),
+    "requests while more than": (f"{OVERLOAD}::test_who_takes_no_answers_is_let_go",),
     "request bodies of more": (f"{LIMITS}::test_bodies_in_memory_are_bounded_all_together",),
     "more than 10,000 connections": (f"{LIMITS}::test_idle_connections_keep_nobody_out",
                                      f"{LIMITS}::test_busy_connections_are_not_given_up"),

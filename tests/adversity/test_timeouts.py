@@ -76,8 +76,8 @@ POST = sized(path=b"/hasty/chat/completions")
 ASKED = b'{"model":"m","messages":[],"stream":true}'
 STREAMED = sized(body=ASKED, path=b"/hasty/chat/completions")
 CUT_SHORT = (
-    b'data: {"error":{"message":"the provider ended the stream early","type":"server_error",'
-    b'"param":null,"code":"upstream_unavailable"}}\n\n'
+    b'data: {"error":{"message":"the provider fell silent","type":"server_error",'
+    b'"param":null,"code":"upstream_timeout"}}\n\n'
 )
 
 

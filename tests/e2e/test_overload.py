@@ -31,7 +31,7 @@ def bearer(key: str) -> dict[str, str]:
     return {"Authorization": f"Bearer {key}", "Content-Type": "application/json"}
 
 
-def test_who_takes_no_answers_is_asked_no_more_and_let_go(start: StartGateway) -> None:
+def test_who_takes_no_answers_is_let_go(start: StartGateway) -> None:
     gateway = start(server='send_timeout = "1s"')
     before = resident(gateway)
     flood = b"GET /nowhere HTTP/1.1\r\nHost: g\r\n\r\n" * 10_000

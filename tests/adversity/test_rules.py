@@ -33,7 +33,7 @@ RULES: dict[str, tuple[str, ...]] = {
     "chunk size with sign": ("chunks: size with plus", "chunks: size with 0x",
                              "chunks: size before a blank", "chunks: size of 64 bits and more",
                              "chunks: data longer than its size", "chunks: size that ends in LF"),
-    "more than 16 KiB of chunk": ("chunks: 20,000 bytes of extensions", "chunks: extensions",
+    "more than 16 KiB of trailers": ("chunks: 20,000 bytes of extensions", "chunks: extensions",
                                   "chunks: 20,000 bytes of trailers", "chunks: trailer Host"),
     "second Authorization": ("two Authorizations", "two of Content-Type", "two of Expect",
                              "two of Content-Encoding"),

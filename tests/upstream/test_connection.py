@@ -487,23 +487,17 @@ def test_over_tls_a_slow_client_gets_the_end_too(tmp_path: Path, size: int, noti
 
 def test_a_request_that_is_not_out_yet_keeps_its_connection_from_the_next() -> None:
     """An early answer: what is left of the body would be read as the next request."""
-    made: list[asyncio.Transport] = []
-
-    class Early(asyncio.Protocol):
-        def connection_made(self, transport: asyncio.BaseTransport) -> None:
-            assert isinstance(transport, asyncio.Transport)
-            transport.pause_reading()
-            made.append(transport)
-            asyncio.get_running_loop().call_later(0.05, transport.write, OK + b"no")
 
     async def run(size: int, apart: bool) -> str:
         loop = asyncio.get_running_loop()
-        server = await loop.create_server(Early, "127.0.0.1", 0)
-        port = server.sockets[0].getsockname()[1]
-        pool = Pool(Upstream(name="p", base_url=f"http://127.0.0.1:{port}"), Sweeper(), 65536)
-        _, connection = await loop.create_connection(
-            lambda: UpstreamConnection(pool, Sweeper()), "127.0.0.1", port
-        )
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            listener.setblocking(False)
+            port = listener.getsockname()[1]
+            pool = Pool(Upstream(name="p", base_url=f"http://127.0.0.1:{port}"), Sweeper(), 65536)
+            _, connection = await loop.create_connection(
+                lambda: UpstreamConnection(pool, Sweeper()), "127.0.0.1", port
+            )
+            provider, _ = await loop.sock_accept(listener)
         pool.adopt(connection)
         assert pool.acquire(None) is connection  # type: ignore[arg-type]
         record = Record()
@@ -511,18 +505,20 @@ def test_a_request_that_is_not_out_yet_keeps_its_connection_from_the_next() -> N
             connection.send_apart(record, b"POST", REQUEST, bytes(size))
         else:
             connection.send(record, b"POST", REQUEST + bytes(size), True)
-        async with asyncio.timeout(10):
-            await record.over.wait()
-        kept = pool.counts["idle"]
-        pool.abort()
-        made.pop().abort()
-        server.close()
-        await asyncio.sleep(0.01)
+        with provider:
+            await loop.sock_sendall(provider, OK + b"no")  # not a byte was read
+            async with asyncio.timeout(10):
+                await record.over.wait()
+            kept = pool.counts["idle"]
+            pool.abort()
+            await asyncio.sleep(0.01)
         return record.end + "+" * kept
 
     for apart in (False, True):
         assert asyncio.run(run(32_000_000, apart)) == "ended"
+        assert uvloop.run(run(32_000_000, apart)) == "ended"
         assert asyncio.run(run(1000, apart)) == "ended+"
+        assert uvloop.run(run(1000, apart)) == "ended+"
 
 
 def test_interim_answers_do_not_count_as_the_first_byte() -> None:

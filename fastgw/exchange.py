@@ -92,9 +92,7 @@ class Exchange(Asking):
             verdict = UNMETERED
             if plan.reads and head.status < 400:
                 try:
-                    verdict = read_answer(
-                        plan.api, body, plan.counts, plan.echoes, self._count_prompt
-                    )
+                    verdict = read_answer(plan.api, body, plan.counts, self._count_prompt)
                 except Exception:
                     log.exception(UNREAD)
                     verdict = self._guessed(len(body))

@@ -19,6 +19,9 @@ DIRECT: Final = 64 * 1024
 TOGETHER: Final = 64
 """Writes that wait at most: more would gain nothing, and the first of them would wait for all."""
 
+FULL_READ: Final = 192 * 1024
+"""A read of this size is one of many: uvloop makes up to 32 of 256 KB in one turn."""
+
 LOOK: Final = 16
 """Writes until it is looked whether several come in a turn, and turns until it is believed that
 they do not."""

@@ -80,7 +80,7 @@ def run(number: int = 200) -> list[Row]:
         rows.append(
             timed(
                 f"a buffered answer of {len(body):,} bytes",
-                lambda body=body: read_answer(OPENAI, body, True, False, _prompt),  # type: ignore[misc]
+                lambda body=body: read_answer(OPENAI, body, True, _prompt),  # type: ignore[misc]
                 number * 10,
             )
         )

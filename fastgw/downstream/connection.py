@@ -24,7 +24,7 @@ import asyncio
 import logging
 import socket
 import struct
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Final, cast
 
 from fastgw.compiled import mypyc_attr
 from fastgw.errors import (
@@ -38,7 +38,7 @@ from fastgw.errors import (
 from fastgw.http1.body import BadChunk, ChunkedDecoder
 from fastgw.http1.request import UNSIZED, HeadMemo, RequestHead, read_request_head
 from fastgw.http1.serialize import CONTINUE
-from fastgw.turn import Outlet
+from fastgw.turn import FULL_READ, Outlet
 
 if TYPE_CHECKING:
     from fastgw.callbacks import Callbacks
@@ -53,13 +53,9 @@ LINGER_BYTES = 1024 * 1024
 BODY_PROGRESS = 4096
 """Bytes of a body that must come within `body_timeout`: a byte a second is no upload."""
 _NO_LINGER = struct.pack("ii", 1, 0)
-
-
-AT_ONCE = 16
+AT_ONCE: Final = 16
 """Requests of a connection that are begun in one turn of the loop: a pipeline of refusals, which
 wait for nobody, is not to keep others waiting."""
-FULL_READ = 192 * 1024
-"""A read of this size is one of many: uvloop makes up to 32 of 256 KB in one turn."""
 
 
 @mypyc_attr(allow_interpreted_subclasses=True)  # by tests

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Final, cast
 
 from fastgw.compiled import mypyc_attr
 from fastgw.http1.body import BadChunk, ChunkedDecoder
@@ -24,7 +24,7 @@ from fastgw.http1.response import (
     ResponseHead,
     read_response_head,
 )
-from fastgw.turn import DIRECT, Outlet
+from fastgw.turn import DIRECT, FULL_READ, Outlet
 
 if TYPE_CHECKING:
     from fastgw.callbacks import Callbacks
@@ -36,11 +36,8 @@ log = logging.getLogger(__name__)
 MAX_HEAD = 64 * 1024
 MAX_INTERIM = 8
 
-SMALL = 16 * 1024
+SMALL: Final = 16 * 1024
 """Bytes of a request that a socket takes at once: its buffer is larger (tcp_wmem), and empty."""
-
-FULL_READ = 192 * 1024
-"""A read of this size is one of many: uvloop makes up to 32 of 256 KB in one turn."""
 
 
 @mypyc_attr(allow_interpreted_subclasses=True)  # by tests

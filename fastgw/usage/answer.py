@@ -103,7 +103,7 @@ class JsonMeter(Meter):
         if skeleton is None:
             if complete or read_object(body) is not None:
                 # All of it; or all but the end of the message.
-                return read_answer(self._api, body, self._counts, self._echoes, prompt)
+                return read_answer(self._api, body, self._counts, prompt)
             made = _text_of(body)
         else:
             skeleton.append(body)
@@ -111,7 +111,7 @@ class JsonMeter(Meter):
             if not skeleton.heavy and (
                 read_members(body) is not None or read_object(body) is not None
             ):
-                return read_answer(self._api, body, self._counts, self._echoes, prompt)
+                return read_answer(self._api, body, self._counts, prompt)
             found = self._of_ends(skeleton.tail if complete else b"", prompt)
             if found is not None:
                 return found
@@ -189,11 +189,8 @@ class EventMeter(StreamMeter):
         return Metered(Usage(prompt(), made, source="counted"), "", False)
 
 
-def read_answer(
-    api: Api, body: bytes, counts: bool, echoes: bool, prompt: Callable[[], int]
-) -> Metered:
-    """The verdict on a whole buffered answer; the flags are those of JsonMeter. With or without
-    `echoes` it is read the same."""
+def read_answer(api: Api, body: bytes, counts: bool, prompt: Callable[[], int]) -> Metered:
+    """The verdict on a whole buffered answer; `counts` is that of JsonMeter."""
     if api.BRIEF:
         # What most answers are: see openai.usage_object.
         try:

@@ -17,7 +17,8 @@ import uvloop
 from fastgw.callbacks import Callbacks
 from fastgw.config.tables import Upstream
 from fastgw.flow_control import Sweeper
-from fastgw.upstream.connection import FULL_READ, UpstreamConnection
+from fastgw.turn import FULL_READ
+from fastgw.upstream.connection import UpstreamConnection
 from fastgw.upstream.pool import Pool
 
 if TYPE_CHECKING:

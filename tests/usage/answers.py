@@ -74,4 +74,4 @@ def watch(
 
 def answer(api: Api, value: Any) -> Metered:
     """A buffered answer through a meter."""
-    return read_answer(api, orjson.dumps(value), True, False, lambda: PROMPT)
+    return read_answer(api, orjson.dumps(value), True, lambda: PROMPT)

@@ -117,10 +117,10 @@ MESSAGE = {
 def test_a_buffered_answer() -> None:
     usage = {"input_tokens": 4, "output_tokens": 5, "cache_read_input_tokens": 2}
     body = orjson.dumps({**MESSAGE, "usage": usage})
-    found = read_answer(ANTHROPIC, body, True, False, lambda: 7)
+    found = read_answer(ANTHROPIC, body, True, lambda: 7)
     assert found == Metered(Usage(6, 5, 2, source="reported"), "claude-x", False, usage)
     assert "".join(ANTHROPIC.texts(MESSAGE)) == '1234567812345678abcd{"a":"b"}'
-    counted = read_answer(ANTHROPIC, orjson.dumps(MESSAGE), True, False, lambda: 7)
+    counted = read_answer(ANTHROPIC, orjson.dumps(MESSAGE), True, lambda: 7)
     assert counted.usage.source == "counted"
 
 
@@ -131,7 +131,7 @@ def test_usage_at_the_end_of_a_large_answer_three_levels_deep() -> None:
         "iterations": [{"input_tokens": 4, "output_tokens": 5, "cache_creation": {"a": 0}}],
     }
     large = {**MESSAGE, "content": [{"type": "text", "text": "y" * 100_000}], "usage": usage}
-    found = read_answer(ANTHROPIC, orjson.dumps(large), True, False, lambda: 7)
+    found = read_answer(ANTHROPIC, orjson.dumps(large), True, lambda: 7)
     assert found.reported == usage
 
 

@@ -160,7 +160,7 @@ def test_bytes_that_no_log_could_carry_are_not_usual(name: bytes, odd: bytes) ->
     usage = b'{"prompt_tokens":3,"completion_tokens":4,"total_tokens":7,%b}' % details
     assert usual(usage) is None
     body = b'{"model":"m","choices":[],"usage":%b}' % usage
-    found = read_answer(OPENAI, body, True, False, lambda: 11)
+    found = read_answer(OPENAI, body, True, lambda: 11)
     assert found.usage == (3, 4, 0, 0, 0, "reported", 0)
     assert not isinstance(found.reported, bytes)
     orjson.loads(b'{"x":1%b}' % _verbatim(found.reported or {}))
@@ -235,9 +235,9 @@ _USAGE = b'"usage":{"prompt_tokens":3,"completion_tokens":4,"total_tokens":7}'
 def test_the_verdict_is_that_of_a_whole_reading(
     body: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    found = read_answer(OPENAI, body, True, False, lambda: 11)
+    found = read_answer(OPENAI, body, True, lambda: 11)
     monkeypatch.setattr(OPENAI, "BRIEF", False)
     reported = found.reported
     if isinstance(reported, bytes):
         found = found._replace(reported=read_object(reported))
-    assert found == read_answer(OPENAI, body, True, False, lambda: 11)
+    assert found == read_answer(OPENAI, body, True, lambda: 11)

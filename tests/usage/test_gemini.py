@@ -82,7 +82,7 @@ def test_an_answer_read_at_once_may_be_an_array_or_events() -> None:
     from fastgw.usage.answer import read_answer
 
     for body in (array(event("a", prompt=1, made=2)), sse(event("a", prompt=1, made=2))):
-        found = read_answer(GEMINI, body, True, False, lambda: PROMPT)
+        found = read_answer(GEMINI, body, True, lambda: PROMPT)
         assert found.usage == Usage(1, 2, source="reported")
 
 

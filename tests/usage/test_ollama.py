@@ -53,9 +53,7 @@ def test_an_error_line() -> None:
 
 def test_embeddings_however_large() -> None:
     body = orjson.dumps({"embeddings": [[0.5] * 30_000], "prompt_eval_count": 8})
-    assert read_answer(OLLAMA, body, True, False, lambda: PROMPT).usage == Usage(
-        8, 0, source="reported"
-    )
+    assert read_answer(OLLAMA, body, True, lambda: PROMPT).usage == Usage(8, 0, source="reported")
 
 
 def test_images_of_a_prompt_are_no_text() -> None:

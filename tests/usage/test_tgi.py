@@ -39,7 +39,7 @@ def test_a_stream() -> None:
 def test_buffered(details: Any, expected: Usage) -> None:
     body = {"generated_text": "12345678", "details": details}
     assert answer(TGI_API, body).usage == expected
-    listed = read_answer(TGI_API, orjson.dumps([body]), True, False, lambda: PROMPT)
+    listed = read_answer(TGI_API, orjson.dumps([body]), True, lambda: PROMPT)
     assert listed.usage == expected
 
 

@@ -247,6 +247,8 @@ VARIANTS = {
     "fastgw-two": Variant(workers=2),
     "fastgw-compiled": Variant(compiled=True),
     "fastgw-compiled-redis": Variant(compiled=True, store="redis"),
+    "fastgw-compiled-reserve": Variant(compiled=True, store="redis", budgets=RESERVE),
+    "fastgw-compiled-off": Variant(compiled=True, store="memory:", budgets="", on=False),
 }
 
 
@@ -323,8 +325,7 @@ _STARTS: dict[str, Callable[[str, Place], Target]] = {
     **dict.fromkeys(VARIANTS, _fastgw),
 }
 TARGETS = tuple(_STARTS)
-NEED_REDIS = ("nginx-lua", "fastgw-redis", "fastgw-reserve", "fastgw-compiled-redis")
-
+NEED_REDIS = ("nginx-lua", *(name for name, each in VARIANTS.items() if each.store == "redis"))
 
 DEBITS = ("nginx-lua", *(name for name, variant in VARIANTS.items() if variant.budgets))
 

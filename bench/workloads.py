@@ -129,6 +129,8 @@ WORKLOADS = (
         (
             *("nginx", "fastgw-off", "fastgw-no-budget"),
             *("fastgw", "fastgw-redis", "fastgw-reserve"),
+            *("fastgw-compiled-off", "fastgw-compiled", "fastgw-compiled-redis"),
+            "fastgw-compiled-reserve",
         ),
     ),
     Workload("w8", "Two workers: JSON, 64 connections", ("fastgw", "fastgw-two")),

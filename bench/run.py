@@ -25,10 +25,10 @@ from typing import Any
 import orjson
 
 from bench import figures, machine
-from bench.install import install, versions
+from bench.install import install, make_compiled, versions
 from bench.measure import run_workload
 from bench.processes import Cores
-from bench.targets import TARGETS
+from bench.targets import TARGETS, VARIANTS
 from bench.tools import ROOT, Tools
 from bench.workloads import GROUPS, WORKLOADS
 
@@ -72,6 +72,13 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
     """Measure; the object of a results file."""
+    wanted = [
+        (workload, [name for name in workload.targets if name in options.targets])
+        for workload in WORKLOADS
+        if workload.name in options.only or workload.group in options.only
+    ]
+    if any(name in VARIANTS and VARIANTS[name].compiled for _, names in wanted for name in names):
+        make_compiled()
     began, date = time.monotonic(), time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     cpus = os.sched_getaffinity(0)
     cores = Cores.of(cpus)
@@ -92,22 +99,20 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     }
     os.sched_setaffinity(0, cores.load)  # this process, and the load that it starts
     try:
-        for workload in WORKLOADS:
-            if workload.name in options.only or workload.group in options.only:
-                names = [name for name in workload.targets if name in options.targets]
-                print(f"{workload.name}: {workload.title}", flush=True)
-                results["workloads"].append(
-                    run_workload(
-                        workload,
-                        names,
-                        tools,
-                        cores,
-                        options.rounds,
-                        options.seconds,
-                        lambda line: print(line, flush=True),
-                        options.profile,
-                    )
+        for workload, names in wanted:
+            print(f"{workload.name}: {workload.title}", flush=True)
+            results["workloads"].append(
+                run_workload(
+                    workload,
+                    names,
+                    tools,
+                    cores,
+                    options.rounds,
+                    options.seconds,
+                    lambda line: print(line, flush=True),
+                    options.profile,
                 )
+            )
     finally:
         os.sched_setaffinity(0, cpus)
     results["took"] = round(time.monotonic() - began)

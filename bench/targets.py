@@ -21,7 +21,7 @@ import orjson
 from redis import Redis
 
 from bench import processes
-from bench.install import PACKAGES, Missing, program_of
+from bench.install import PACKAGES, Missing, compiled_python, program_of
 from bench.tools import ROOT, environment
 from tests.processes import free_port, request
 
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 
 CONFIGS = ROOT / "bench" / "rivals"
 LARGE_BUFFERS = "proxy_buffer_size 32k; proxy_buffers 8 32k; proxy_busy_buffers_size 64k;"
-COMPILED = ROOT / ".venv-compiled"
 NGINX_MODULES = Path("/usr/lib/nginx/modules")
 ADMIN_TOKEN = "bench-admin-token"
 LIMIT = 10**15
@@ -254,11 +253,7 @@ VARIANTS = {
 
 def _fastgw(name: str, place: Place) -> Target:
     variant = VARIANTS[name]
-    python = Path(sys.executable)
-    if variant.compiled:
-        python = COMPILED / "bin" / "python"
-        if not python.exists():
-            raise Missing("the compiled build: make compiled")
+    python = compiled_python() if variant.compiled else sys.executable
     store = variant.store
     if store == "redis":
         if not place.redis:
@@ -286,7 +281,7 @@ def _fastgw(name: str, place: Place) -> Target:
         METERED="true" if variant.on else "false",
         BUDGETS=variant.budgets,
     )
-    command = [str(python), "-P", "-m", "fastgw", "serve", "--config", str(config)]
+    command = [python, "-P", "-m", "fastgw", "serve", "--config", str(config)]
     cpus = place.cores.pair if variant.workers > 1 else place.cores.target
     env = environment()
     if variant.compiled:

@@ -125,9 +125,13 @@ class Journal:
             if length and (owes or words[at + _EXPIRES] > now):
                 start = (at + WORDS) * 8
                 sent = words[at + _SENT] - words[at + _ACKNOWLEDGED]
+                try:
+                    key = self._mapped[start : start + length].decode()
+                except UnicodeDecodeError:
+                    raise JournalError(f"{os.path.basename(self.path)} is damaged") from None
                 self.owed.append(
                     Owed(
-                        self._mapped[start : start + length].decode(),
+                        key,
                         words[at + _EXPIRES],
                         at + _TOTAL,
                         words[at + _SEQUENCE],
@@ -236,14 +240,14 @@ class Journal:
         size = len(self._mapped)
         if size >= MAX_SIZE:
             return False
+        mapped, words = self._mapped, self.words
         try:
             # Not by a hole in the file: writing into one on a full disk would kill the process.
             os.posix_fallocate(self._file, size, size)
+            self._map(2 * size)
         except OSError:
             return False
-        mapped = self._mapped
-        self.words.release()
-        self._map(2 * size)
+        words.release()
         mapped.close()
         return True
 

@@ -28,7 +28,7 @@ from fastgw.admin.aggregate import (
     Totals,
     age,
     exposition,
-    merge_accounts,
+    owed_beside,
     sum_status,
     worker_row,
 )
@@ -47,7 +47,7 @@ if TYPE_CHECKING:
 
     from fastgw.config.tables import Config
     from fastgw.exposition import Numbers
-    from fastgw.store.base import Store
+    from fastgw.store.base import Sequences, Store
     from fastgw.systemd import Passed
 
 log = logging.getLogger(__name__)
@@ -355,7 +355,8 @@ class Supervisor:
 
     async def _budgets(self) -> list[dict[str, Any]]:
         await self._ask_all(accounts=True)
-        rows = merge_accounts(row for member in self._members for row in member.accounts)
-        owed = {row.key: row.owed for row in rows if row.key and row.owed}
-        found = await (await self._opened_store()).accounts()
+        rows = [row for member in self._members for row in member.accounts]
+        settled: Sequences = {}
+        found = await (await self._opened_store()).accounts(settled=settled)
+        owed = owed_beside(rows, settled)
         return standing_rows(found, owed, self.config.budgets, clock.wall())

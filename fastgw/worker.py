@@ -475,6 +475,9 @@ class Worker:
                     min(count.spent - count.used, MOST) if live else 0,
                     max(0.0, count.known_at),
                     limit.unit,
+                    self._ledger.writer,
+                    self._ledger.sequence,
+                    count.sent if live else 0,
                 )
             )
         return rows

@@ -269,6 +269,42 @@ def test_what_cannot_be_read_is_left_and_told(
     assert list(journal.orphans(str(tmp_path), STORE)) == []
 
 
+def test_a_key_that_is_no_text_keeps_nobody_from_starting(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    ledger, kept = book(tmp_path)
+    debit(ledger, "alice", 7)
+    place = bytes(kept._mapped).index(b"alice")
+    kept._mapped[place] = 0xFF
+    die(kept)
+    _, kept = book(tmp_path)
+    assert kept.path.endswith("1.debits")
+    assert "0.debits is damaged; what it held is not settled" in caplog.text
+    assert list(journal.orphans(str(tmp_path), STORE)) == []
+
+
+def test_a_file_that_cannot_be_mapped_any_larger_is_written_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As under a limit of address space."""
+    ledger, kept = book(tmp_path)
+    debit(ledger, "alice", 7)
+
+    def fail(size: int) -> None:
+        raise OSError(12, "Cannot allocate memory")
+
+    monkeypatch.setattr(kept, "_map", fail)
+    for number in range(2000):
+        debit(ledger, f"user-{number}", 1)
+    debit(ledger, "alice", 1)
+    assert kept.full
+    die(kept)
+    store = MemoryStore()
+    ledger, _ = book(tmp_path)
+    settle(ledger, store)
+    assert used(store)[-1] == 8
+
+
 def test_a_write_to_no_slot_spoils_nothing(tmp_path: Path) -> None:
     ledger, kept = book(tmp_path)
     debit(ledger, "alice", 7)

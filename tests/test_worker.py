@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     import pytest
 
     from fastgw.model import Batch, Settled, Standing
+    from fastgw.store.base import Sequences
 
 
 def config(keys: int) -> Config:
@@ -95,8 +96,10 @@ def test_reports_count_no_debit_twice_that_is_on_its_way() -> None:
             await gate.wait()
             return answer
 
-        async def accounts(self, usage: bool = False) -> dict[str, Standing]:
-            found = await super().accounts(usage)
+        async def accounts(
+            self, usage: bool = False, settled: Sequences | None = None
+        ) -> dict[str, Standing]:
+            found = await super().accounts(usage, settled)
             await reading.wait()
             return found
 

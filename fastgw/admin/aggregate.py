@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
     from fastgw.exposition import Merge, Numbers
     from fastgw.metrics import Metrics
+    from fastgw.store.base import Sequences
 
 _RULES: dict[str, Merge] = {"store_up": min, "journal_up": min, "build_info": max}
 """Of other gauges the sum is shown."""
@@ -43,7 +44,8 @@ class AccountRow(NamedTuple):
 
     `key` names account and window, "" where its window is over. `used` is what the store said at
     `known_at` (epoch seconds, 0: never), `owed` what was debited here since and is not settled.
-    Amounts in usd are nano-USD here, and dollars in a gauge.
+    Amounts in usd are nano-USD here, and dollars in a gauge. Of what is owed `sent` was under way
+    in the batch of `sequence`, the last that the worker began as `writer`; the rest in none.
     """
 
     budget: str
@@ -54,6 +56,22 @@ class AccountRow(NamedTuple):
     owed: int
     known_at: float
     unit: str = "tokens"
+    writer: str = ""
+    sequence: int = 0
+    sent: int = 0
+
+
+def owed_beside(rows: Iterable[AccountRow], settled: Sequences) -> dict[str, int]:
+    """What workers owe the store beside what it holds, by the key of the account. `rows` are older
+    than `settled`: what was on its way then, or left since, may have come."""
+    owed: dict[str, int] = {}
+    for row in rows:
+        last = settled.get((row.key, row.writer), 0)
+        if row.key and last <= row.sequence:
+            left = row.owed if last < row.sequence else row.owed - row.sent
+            if left:
+                owed[row.key] = owed.get(row.key, 0) + left
+    return owed
 
 
 def merge_accounts(rows: Iterable[AccountRow]) -> list[AccountRow]:

@@ -23,6 +23,9 @@ SLICES = 16
 """Of what is free on an account a worker holds this part at most ahead of its requests; where that
 is less than a request, nothing."""
 
+MOST_WINDOWS = 60
+"""Windows of which a stream remembers what it was charged there."""
+
 
 class Limit:
     """A budget as the ledger sees it: name, unit, amount, window, whether and how it refuses."""
@@ -239,10 +242,40 @@ class Promise:
     spent yet; `charged` so far, the last of it in `charged_in`. What was promised is charged where
     that was, or a cap could be passed in the window after it."""
 
-    __slots__ = ("account", "charged", "charged_in", "count", "held", "most")
+    __slots__ = ("_before", "_moved", "account", "charged", "charged_in", "count", "held", "most")
 
     def __init__(self, account: Account) -> None:
         self.account = account
         self.count = self.charged_in = account.count
         self.held = self.most = 0
         self.charged = 0
+        self._before: list[tuple[Count, int]] | None = None  # what windows before were charged
+        self._moved = 0  # the sum of it
+
+    def move(self, count: Count) -> None:
+        """Another window has begun: what comes is charged to `count`."""
+        before = self._before
+        if before is None:
+            before = self._before = []
+        elif len(before) >= MOST_WINDOWS:
+            self._moved -= before.pop(1)[1]  # the first was charged the prompt
+        here = self.charged - self._moved
+        before.append((self.charged_in, here))
+        self._moved += here
+        self.charged_in = count
+
+    def take_back(self, amount: int) -> list[tuple[Count, int]]:
+        """What of a correction, `amount` < 0, goes to other windows than `charged_in`: none gives
+        back more than it was charged, or its sum would lack what others spent there."""
+        parts: list[tuple[Count, int]] = []
+        before = self._before
+        rest = amount + self.charged - self._moved  # below 0: more than was charged here
+        while before and rest < 0:
+            count, here = before.pop()
+            part = max(rest, -here) if before else rest
+            if here + part:
+                before.append((count, here + part))
+            rest -= part
+            self._moved += part
+            parts.append((count, part))
+        return parts

@@ -46,7 +46,7 @@ RENEW = LAPSE / 3
 """Seconds after which a hold is claimed again."""
 MOST = 2**62
 """What an account counts at most: there sums stop, in every store, before an int64 ends."""
-BACK = 3600
+BACK = 60
 """Seconds by which a clock must be set back before an account goes back to an earlier window: who
 waits asks with the moment at which it began to."""
 SWEEP = 500
@@ -81,10 +81,6 @@ class Slots(Protocol):
         """A name for this writer that nobody else has."""
 
 
-def _nobody() -> None:
-    """No settlement yet."""
-
-
 class Ledger:
     """All accounts that this worker serves. Times are epoch seconds, amounts integers."""
 
@@ -100,10 +96,10 @@ class Ledger:
         """`writer` names this worker for the store. `max_staleness` in seconds; infinity where no
         other process can debit. `slots`, the last `sequence` it began and what is `owed` come from
         the journal of whoever had this name before."""
-        self.wake: Callable[[], None] = _nobody
+        self.wake: Callable[[], None] = lambda: None
         """Called as a count begins to wait for the next batch; the settlement sets it."""
-        self._writer = writer
-        self._sequence = sequence
+        self.writer = writer
+        self.sequence = sequence  # the last that was begun
         self._max_staleness = min(max_staleness, 1e15)  # NEVER is older than any
         self._slots = slots
         self._accounts: WeakValueDictionary[tuple[str, tuple[str, ...]], Account] = (
@@ -151,7 +147,7 @@ class Ledger:
                 Debit(each.key, each.sent, each.expires_at, each.settled, each.used)
                 for each in counts
             )
-            self._again.append((Batch(self._writer, sequence, debits, (), LAPSE), counts))
+            self._again.append((Batch(self.writer, sequence, debits, (), LAPSE), counts))
 
     # accounts
 
@@ -347,7 +343,7 @@ class Ledger:
                 self._hold(count, claim)
                 if not count.queued:
                     self._enqueue(count)
-        return self._sequence + 1
+        return self.sequence + 1
 
     def _hold(self, count: Count, claim: int) -> None:
         count.step = claim
@@ -418,7 +414,6 @@ class Ledger:
             amount = cost - promise.charged
             if not amount:
                 continue
-            promise.charged = cost
             if promise.most:
                 held = max(0, promise.most - cost)
                 promise.count.held += held - promise.held
@@ -426,8 +421,13 @@ class Ledger:
             if amount > 0 and not limit.reserves:
                 if now >= account.end:
                     self._roll(account, now)
-                promise.charged_in = account.count
+                if promise.charged_in is not account.count:
+                    promise.move(account.count)
+            for count, part in promise.take_back(amount) if amount < 0 else ():
+                self._add(count, part)
+                amount -= part
             self._add(promise.charged_in, amount)
+            promise.charged = cost
 
     def release(self, promises: Iterable[Promise]) -> None:
         """The exchange is over: nothing is held for it any more."""
@@ -479,7 +479,7 @@ class Ledger:
     def give_back(self) -> None:
         """The worker ends: nothing is held ahead any more."""
         for count in self._holding:
-            count.step = 0
+            count.step = count.need = count.least = 0
             if not count.queued:
                 self._enqueue(count)
 
@@ -500,8 +500,8 @@ class Ledger:
             return None
         counts = self._queue[:MAX_BATCH]
         self._queue = self._queue[MAX_BATCH:]
-        self._sequence += 1
-        sequence, slots = self._sequence, self._slots
+        self.sequence += 1
+        sequence, slots = self.sequence, self._slots
         if slots is not None:
             slots.begin(sequence)
         debits: list[Debit] = []
@@ -516,7 +516,7 @@ class Ledger:
             if count.slot and slots is not None and count.sent:
                 slots.send(count.slot, sequence)
             debits.append(Debit(count.key, count.sent, count.expires_at, count.settled, count.used))
-        batch = Batch(self._writer, sequence, tuple(debits), tuple(claims), LAPSE)
+        batch = Batch(self.writer, sequence, tuple(debits), tuple(claims), LAPSE)
         self._in_flight = (batch, counts)
         return batch
 
@@ -586,7 +586,7 @@ class Ledger:
         """The store left lines out since it has seen higher sequences under our name: go on under
         one that is ours alone, and send them again."""
         slots = self._slots
-        self._writer = slots.rename() if slots is not None else self._writer + "+"
+        self.writer = slots.rename() if slots is not None else self.writer + "+"
         self.renamed += 1
         for count in list(self._counts.values()):
             count.settled = 0

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 
 UNUSABLE = -1
 
+Sequences = dict[tuple[str, str], int]
+"""By account and writer."""
+
 SPARE_SHARE = 8
 """Of what is free on an account, one claim takes this part at most ahead of need."""
 
@@ -50,9 +53,12 @@ class Store(Protocol):
         Returns or raises within the store's hard deadline.
         """
 
-    async def accounts(self, usage: bool = False) -> dict[str, Standing]:
+    async def accounts(
+        self, usage: bool = False, settled: Sequences | None = None
+    ) -> dict[str, Standing]:
         """Every live account of budgets, or of the usage report, by its name; for reports. Holds
-        that lapsed are not counted."""
+        that lapsed are not counted. `settled` is filled with the last sequence that each writer
+        settled on each account: what is in its sum, and what is not."""
 
     async def close(self) -> None:
         """Let go of connections and files. May be called twice."""

@@ -12,6 +12,7 @@ from fastgw.store.base import granted
 
 if TYPE_CHECKING:
     from fastgw.model import Batch, Claim, Debit
+    from fastgw.store.base import Sequences
 
 _PURGE_EVERY = 10_000  # batches
 
@@ -99,10 +100,15 @@ class MemoryStore:
             self._accounts[debit.account] = account
         return others, amount
 
-    async def accounts(self, usage: bool = False) -> dict[str, Standing]:
+    async def accounts(
+        self, usage: bool = False, settled: Sequences | None = None
+    ) -> dict[str, Standing]:
         """See Store."""
         now = clock.wall()
         self._purge(now)
+        if settled is not None:
+            for name, account in self._accounts.items():
+                settled |= {(name, writer): last for writer, last in account.sequences.items()}
         return {
             name: Standing(account.used, account.held(now))
             for name, account in self._accounts.items()

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from fastgw.model import Batch
+    from fastgw.store.base import Sequences
 
 _SETTLE = Script(resources.files("fastgw.store").joinpath("lua/settle.lua").read_text("utf-8"))
 
@@ -83,7 +84,9 @@ class RedisStore:
                     arguments += (place[line], *wanted)
         return Call(keys, arguments)
 
-    async def accounts(self, usage: bool = False) -> dict[str, Standing]:
+    async def accounts(
+        self, usage: bool = False, settled: Sequences | None = None
+    ) -> dict[str, Standing]:
         """See Store. Scans: for reports."""
         prefix = self._usage_prefix if usage else self._prefix
         escaped = "".join(f"\\{c}" if c in "*?[]\\^-" else c for c in prefix)
@@ -94,6 +97,10 @@ class RedisStore:
             used = _number(fields.get("used", "0"))
             if used is not None:  # else no count: settle tells
                 found[account] = Standing(used, _held(fields, now))
+                if settled is not None:
+                    for name, value in fields.items():
+                        if name.startswith("s:"):
+                            settled[account, name[2:]] = _number(value) or 0
         return found
 
     async def close(self) -> None:

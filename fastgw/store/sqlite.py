@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from fastgw.model import Batch, Claim, Debit
+    from fastgw.store.base import Sequences
 
 _T = TypeVar("_T")
 
@@ -74,6 +75,8 @@ _READ_ALL = f"""SELECT account, used FROM accounts
     WHERE (account < ?2 OR account >= ?3) AND expires_at > ?1 AND typeof(expires_at) = 'integer'
     UNION ALL SELECT account, 0 FROM holds
     WHERE until > ?1 AND account NOT IN (SELECT account FROM accounts) AND {_SOUND}"""
+_READ_SETTLED = """SELECT account, writer, sequence FROM sequences
+    WHERE (account >= ?1 AND account < ?2) = ?3 AND typeof(sequence) = 'integer'"""
 _HOLDS = f"SELECT account, amount FROM holds WHERE until > ? AND {_SOUND}"
 _PURGE_EVERY = 1000  # batches
 
@@ -102,9 +105,14 @@ class SqliteStore:
         """See Store."""
         return await self._call(lambda: self._settle(batch))
 
-    async def accounts(self, usage: bool = False) -> dict[str, Standing]:
+    async def accounts(
+        self, usage: bool = False, settled: Sequences | None = None
+    ) -> dict[str, Standing]:
         """See Store."""
-        return await self._call(lambda: self._read_all(usage))
+        found, last = await self._call(lambda: self._read_all(usage, settled is not None))
+        if settled is not None:
+            settled.update(last)
+        return found
 
     async def close(self) -> None:
         """See Store."""
@@ -286,22 +294,30 @@ class SqliteStore:
         db.execute("DELETE FROM accounts WHERE expires_at <= ?", (now,))
         db.execute("DELETE FROM holds WHERE until <= ?", (now,))
 
-    def _read_all(self, usage: bool) -> dict[str, Standing]:
+    def _read_all(self, usage: bool, settled: bool) -> tuple[dict[str, Standing], Sequences]:
         self._open()
-        assert self._db is not None
+        db = self._db
+        assert db is not None
         now = int(clock.wall())
+        last: Sequences = {}
         held: dict[str, int] = {}
-        for account, amount in self._db.execute(_HOLDS, (now,)):
-            held[account] = held.get(account, 0) + amount
-        if usage:
-            rows = self._db.execute(_READ_USAGE, (now, USAGE_KEYS, _AFTER_USAGE)).fetchall()
-        else:
-            rows = self._db.execute(_READ_ALL, (now, USAGE_KEYS, _AFTER_USAGE)).fetchall()
-        return {
+        db.execute("BEGIN")  # all of one moment
+        try:
+            for account, amount in db.execute(_HOLDS, (now,)):
+                held[account] = held.get(account, 0) + amount
+            read = _READ_USAGE if usage else _READ_ALL
+            rows = db.execute(read, (now, USAGE_KEYS, _AFTER_USAGE)).fetchall()
+            if settled:
+                found = db.execute(_READ_SETTLED, (USAGE_KEYS, _AFTER_USAGE, usage))
+                last = {(account, writer): sequence for account, writer, sequence in found}
+        finally:
+            db.execute("ROLLBACK")
+        standings = {
             account: Standing(used, held.get(account, 0))
             for account, number in rows
             if (used := bounded(number)) is not None  # else no count: settle tells
         }
+        return standings, last
 
     def _close(self) -> None:
         if self._db is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,7 @@ from fastgw.admin.aggregate import (
     Totals,
     exposition,
     merge_accounts,
+    owed_beside,
     pack,
     sum_status,
     unpack,
@@ -23,6 +25,10 @@ from fastgw.admin.aggregate import (
 from fastgw.config.tables import Metrics as Settings
 from fastgw.metrics import Metrics, Sample
 from fastgw.model import Usage
+from fastgw.policy.account import Limit
+from fastgw.policy.ledger import Ledger
+from fastgw.policy.window import EpochWindow
+from fastgw.store.memory import MemoryStore
 from tests.series import use
 
 if TYPE_CHECKING:
@@ -174,3 +180,84 @@ def test_of_answers_at_nearly_the_same_time_the_larger_is_the_later() -> None:
     assert [row.used for row in merge_accounts([first, later])] == [55]
     corrected = first._replace(used=40, known_at=12.0)
     assert [row.used for row in merge_accounts([corrected, later])] == [40]
+
+
+DAILY = Limit("daily", "tokens", 10**6, EpochWindow("day"))
+NOW = 4_000_000_000.0
+
+
+class Teller:
+    """A worker's book, and what it says when it is asked."""
+
+    def __init__(self, name: str, store: MemoryStore) -> None:
+        self.ledger = Ledger(name, 0.1)
+        self.store = store
+        self.account = self.ledger.account(DAILY, (), NOW)
+
+    def debit(self, amount: int) -> None:
+        self.ledger.debit((self.account,), Usage(amount, 0), NOW)
+
+    def settle(self, *, answered: bool = True) -> None:
+        if (batch := self.ledger.take()) is not None:
+            answer = asyncio.run(self.store.settle(batch))
+            if answered:
+                self.ledger.settled(answer, NOW)
+
+    def row(self) -> AccountRow:
+        count = self.account.count
+        return AccountRow(
+            "daily",
+            "",
+            count.key,
+            10**6,
+            count.used,
+            count.spent - count.used,
+            max(0.0, count.known_at),
+            "tokens",
+            self.ledger.writer,
+            self.ledger.sequence,
+            count.sent,
+        )
+
+
+STEPS = st.lists(
+    st.tuples(st.sampled_from(["debit", "take", "lose", "settle"]), st.integers(0, 1)), max_size=20
+)
+
+
+@given(before=STEPS, meanwhile=STEPS)
+def test_what_is_on_its_way_counts_once(
+    before: list[tuple[str, int]], meanwhile: list[tuple[str, int]]
+) -> None:
+    """Whatever left, came or was answered between the workers' word and the look at the store."""
+    store = MemoryStore()
+    workers = [Teller("a", store), Teller("b", store)]
+
+    def work(steps: list[tuple[str, int]]) -> None:
+        for kind, number in steps:
+            worker = workers[number]
+            if kind == "debit":
+                worker.debit(7)
+            elif kind == "take":
+                worker.ledger.take()
+            else:
+                worker.settle(answered=kind == "settle")
+
+    work(before)
+    truth = 7 * sum(1 for kind, _ in before if kind == "debit")
+    rows = [worker.row() for worker in workers]
+    work([step for step in meanwhile if step[0] != "debit"])
+    settled: dict[tuple[str, str], int] = {}
+    found = asyncio.run(store.accounts(settled=settled))
+    (key,) = {row.key for row in rows}
+    stored = found[key].used if key in found else 0
+    assert stored + owed_beside(rows, settled).get(key, 0) == truth
+
+
+def test_names_with_commas_are_told_apart() -> None:
+    rows = [
+        AccountRow("daily", "a,b,c", "one", 100, 0, 5, 1.0),
+        AccountRow("daily", "a,b,c", "other", 100, 0, 7, 1.0),
+        AccountRow("daily", "a,b,c", "", 100, 0, 0, 1.0),
+    ]
+    assert owed_beside(rows, {}) == {"one": 5, "other": 7}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -139,6 +140,15 @@ def test_budgets_are_shown_while_a_worker_is_gone(four: Gateway) -> None:
     finally:
         os.kill(pids[0], signal.SIGCONT)
     four.wait_until_ready()
+
+
+def test_no_debit_is_shown_twice_on_its_way_to_the_store(start: StartGateway) -> None:
+    gateway = start(server="workers = 2", budgets=ROOMY)
+    pauses = random.Random(1)
+    for number in range(1, 101):
+        assert chat(gateway, ALICE)[0] == 200
+        time.sleep(pauses.random() * 0.03)
+        assert gateway.used("alice") == number * 19
 
 
 def test_a_limit_holds_over_all_workers(start: StartGateway) -> None:

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastgw.model import Usage
-from fastgw.policy.account import Account, Limit, Promise
+from fastgw.policy.account import MOST_WINDOWS, Account, Limit, Promise
 from fastgw.policy.ledger import RENEW, Ledger
 from fastgw.policy.window import EpochWindow, NoWindow
 from fastgw.store.memory import MemoryStore
@@ -350,6 +350,66 @@ def test_a_correction_goes_to_the_window_of_the_charge() -> None:
         ledger.settled(asyncio.run(store.settle(batch)), NOW)
     found = {key: each.used for key, each in asyncio.run(store.accounts()).items()}
     assert found == {first: 40, account.count.key: 20}
+
+
+def test_a_correction_takes_from_no_window_more_than_it_was_charged() -> None:
+    """A prompt that was counted too high is charged in the first window and corrected in the last;
+    what others spent in the last one stays theirs."""
+    ledger, store = Ledger("w", 0.1), MemoryStore()
+    account = ledger.account(Limit("minute", "tokens", 10**6, EpochWindow("minute")), (), NOW)
+    keys = [account.count.key]
+    promises = [Promise(account)]
+    for at, cost in enumerate((30_000, 30_010, 30_030)):
+        ledger.charge(promises, Usage(cost, 0), NOW + 60 * at)
+        keys.append(account.count.key)
+    ledger.debit((account,), Usage(500, 0), NOW + 120)
+    while (batch := ledger.take()) is not None:  # one after the other, as from another worker
+        ledger.settled(asyncio.run(store.settle(batch)), NOW)
+    ledger.charge(promises, Usage(20_000, 0), NOW + 121)
+    ledger.charge(promises, Usage(20_050, 0), NOW + 122)
+    ledger.charge(promises, Usage(20_007, 0), NOW + 123, final=True)
+    while (batch := ledger.take()) is not None:
+        ledger.settled(asyncio.run(store.settle(batch)), NOW)
+    found = {key: each.used for key, each in asyncio.run(store.accounts()).items()}
+    assert [found[key] for key in keys[1:]] == [20_000, 0, 507]
+
+
+@given(charges=st.lists(st.tuples(st.integers(0, 3), st.integers(0, 50)), max_size=60))
+@settings(deadline=None, max_examples=150)
+def test_whatever_a_stream_was_charged_its_windows_add_up(charges: list[tuple[int, int]]) -> None:
+    ledger, store, now, cost = Ledger("w", 0.1), MemoryStore(), NOW, 0
+    account = ledger.account(Limit("second", "tokens", 10**6, EpochWindow("second")), (), now)
+    promises = [Promise(account)]
+    for seconds, cost in charges:
+        now += seconds
+        ledger.charge(promises, Usage(cost, 0), now)
+        while (batch := ledger.take()) is not None:
+            ledger.settled(asyncio.run(store.settle(batch)), now)
+    found = asyncio.run(store.accounts()).values()
+    assert sum(each.used for each in found) == cost
+
+
+def test_a_stream_of_many_windows_remembers_the_first_and_some() -> None:
+    ledger = Ledger("w", 0.1)
+    account = ledger.account(Limit("second", "tokens", 10**6, EpochWindow("second")), (), NOW)
+    first = account.count
+    promises = [Promise(account)]
+    for second in range(1000):
+        ledger.charge(promises, Usage(5000 + second, 0), NOW + second)
+    assert len(promises[0]._before or ()) == MOST_WINDOWS
+    ledger.charge(promises, Usage(2000, 0), NOW + 1000, final=True)
+    assert first.pending == 2000
+
+
+def test_who_ends_asks_for_nothing_any_more() -> None:
+    ledger, store = Ledger("w", 0.1), MemoryStore()
+    account = ledger.account(capped(1000), (), NOW)
+    ledger.stale((account,), NOW)
+    ledger.ask((account,), Usage(100, 0))
+    ledger.give_back()
+    while (batch := ledger.take()) is not None:
+        ledger.settled(asyncio.run(store.settle(batch)), NOW)
+    assert not ledger.unsettled
 
 
 STEPS = st.lists(

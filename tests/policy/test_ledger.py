@@ -109,6 +109,18 @@ def test_the_end_of_the_window_refills_and_late_debits_stay_where_they_were_made
     assert book.used == {first: 100, account.count.key: 7}
 
 
+def test_a_clock_that_was_ahead_leaves_nobody_in_a_window_to_come() -> None:
+    ledger = Ledger("w", math.inf)
+    account = ledger.account(Limit("rpm", "requests", 60, EpochWindow("minute")), (), 1000.0)
+    assert ledger.stale((account,), 1000.0 + 1800)  # the clock is half an hour ahead, and is set
+    found = []
+    for minute in range(20):
+        now = 1002.0 + 60 * minute
+        ledger.stale((account,), now)
+        found += [ledger.refuses((account,)) for _ in range(60)]
+    assert found == [None] * 1200
+
+
 def test_units() -> None:
     ledger = Ledger("w", math.inf)
     accounts = tuple(

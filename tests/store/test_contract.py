@@ -95,6 +95,25 @@ def test_a_batch_sent_again_is_applied_once(new_store: OpenStore) -> None:
     assert accounts == {"a": 20, "b": 5}
 
 
+def test_reports_tell_what_of_each_writer_is_in_a_sum(new_store: OpenStore) -> None:
+    async def main() -> None:
+        store = new_store()
+        await store.open()
+        settled: dict[tuple[str, str], int] = {}
+        try:
+            await store.settle(batch(7, ("a", 19), ("b", 5)))
+            await store.settle(batch(8, ("b", 1), ("a", 0)))
+            await store.settle(batch(3, ("a", 2), ("usage/|tokens|day|0", 4), writer="w2"))
+            found = await store.accounts(settled=settled)
+        finally:
+            await store.close()
+        assert {name: each.used for name, each in found.items()} == {"a": 21, "b": 6}
+        mine = {key: last for key, last in settled.items() if key[0] in "ab"}
+        assert mine == {("a", "w1"): 7, ("a", "w2"): 3, ("b", "w1"): 8}
+
+    asyncio.run(main())
+
+
 def test_a_batch_cut_and_grown_applies_only_what_is_new(new_store: OpenStore) -> None:
     # after a failure, a writer may send the same lines with others added under a new sequence
     answers, _ = run(new_store, batch(1, ("a", 10)), batch(1, ("a", 10), ("b", 2)))

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
+import signal
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -135,7 +137,21 @@ def _load(options: argparse.Namespace) -> Config:
     return load(options.config or ["config.toml"])
 
 
+def _load_to_read(options: argparse.Namespace) -> Config:
+    """For a command that reads the store. A file of SQLite that is not there is not made by it."""
+    config = _load(options)
+    scheme, _, path = config.store.url.partition(":")
+    if scheme == "sqlite" and not os.path.exists(path):
+        raise StoreUnavailable(
+            f"SQLite: there is no {os.path.abspath(path)}; a path that is relative is looked for "
+            "from the folder where the command runs, so run it where the gateway runs"
+        )
+    return config
+
+
 def _serve(options: argparse.Namespace) -> int:
+    # It would end the process until there is a service, which takes it as a reload.
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
     import uvloop
 
     from fastgw.service import serve
@@ -172,7 +188,7 @@ def _budgets(options: argparse.Namespace) -> int:
     from fastgw.admin.client import fetch
     from fastgw.reports import read_budgets, render_rows, rows_of_key
 
-    config = _load(options)
+    config = _load_to_read(options)
     if options.key is not None and options.key not in {key.name for key in config.keys}:
         print(f"fastgw: no key is named {options.key!r}", file=sys.stderr)
         return 2
@@ -195,7 +211,7 @@ def _usage(options: argparse.Namespace) -> int:
     from fastgw.admin.client import fetch
     from fastgw.usage_report import DEFAULT_BY, read_since, read_usage, render_usage
 
-    config = _load(options)
+    config = _load_to_read(options)
     by = [name for text in options.by or DEFAULT_BY for name in text.split(",") if name]
     try:
         since = read_since(options.since, clock.wall())
@@ -216,7 +232,7 @@ def _audit(options: argparse.Namespace) -> int:
 
     from fastgw.audit import audit, render
 
-    config = _load(options)
+    config = _load_to_read(options)
     if config.store.url == "memory:":
         print("fastgw: a store in memory ends with its process: no audit", file=sys.stderr)
         return 2

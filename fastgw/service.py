@@ -98,6 +98,7 @@ class Service:
         self._reloaded_well = True
         self._reloading = False
         self._again = False
+        self._started = False
         self._timer: asyncio.TimerHandle | None = None
         self._signals = 0
 
@@ -108,6 +109,7 @@ class Service:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._on_stop)
         loop.add_signal_handler(signal.SIGHUP, self._on_reload)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})  # blocked by `cli`
         runner = self._runner
         runner.add_source(self._samples)
         starting = loop.create_task(runner.start())  # not spawned: its error is said by the caller
@@ -140,6 +142,9 @@ class Service:
         self._notifier.ready(self._state())
         if self._notifier.watchdog:
             self._watch()
+        self._started = True
+        if self._again:
+            self._on_reload()
 
     def _state(self) -> str:
         return f"serving on {', '.join(self._runner.addresses)}"
@@ -165,7 +170,7 @@ class Service:
             self._runner.hurry()
 
     def _on_reload(self) -> None:
-        if self._reloading:
+        if self._reloading or not self._started:
             self._again = True
         elif not self._stopping.is_set():
             self._reloading = True

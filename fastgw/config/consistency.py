@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ssl
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,14 @@ if TYPE_CHECKING:
 
     from fastgw.config.problems import Problems
     from fastgw.config.tables import Listed
+
+
+_CREDENTIALS: dict[str, tuple[str, ...]] = {
+    "anthropic": ("x-api-key",),
+    "azure": ("api-key",),
+    "gemini": ("x-goog-api-key",),
+}
+"""Headers, beside Authorization, in which a dialect sends `api_key`."""
 
 
 @dataclass(slots=True)
@@ -77,6 +86,7 @@ def check(draft: Draft, problems: Problems) -> None:
             _validity(key, problems)
     for entry in draft.listed["budgets"]:
         _cutoff(entry, problems)
+    _routed(draft, problems)
     _tls(draft.single["server"], problems)
     _ports(draft, problems)
     _store(draft, problems)
@@ -170,6 +180,23 @@ def _tls(server: Entry, problems: Problems) -> None:
     for given, missing in (("tls_cert", "tls_key"), ("tls_key", "tls_cert")):
         if server.good(given) and server.good(missing) == "":
             problems.add(server.at(given), f"TLS needs both; give {missing} too")
+    if server.good("tls_cert") and server.good("tls_key"):
+        try:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            context.load_cert_chain(server.good("tls_cert"), server.good("tls_key"), _no_password)
+        except ssl.SSLError as error:
+            if error.reason == "KEY_VALUES_MISMATCH":
+                what = "tls_key is another certificate's; give the key that it was made with"
+            else:
+                what = "no certificate and key to be read; look whether the two files are whole"
+            problems.add(server.at("tls_cert"), what)
+        except (OSError, ValueError) as error:
+            problems.add(server.at("tls_key"), str(error))
+
+
+def _no_password() -> str:
+    """Asked for where the key is encrypted; without it OpenSSL would ask the terminal."""
+    raise ValueError("the key is encrypted; store it without a passphrase")
 
 
 def _ports(draft: Draft, problems: Problems) -> None:
@@ -208,11 +235,12 @@ def _upstreams(draft: Draft, problems: Problems) -> None:
     for entry in entries:
         headers = entry.good("headers")
         if entry.good("api_key") and isinstance(headers, dict):
+            places = (*_CREDENTIALS.get(entry.good("dialect"), ()), "authorization")
             for name in headers:
-                if name.lower() == "authorization":
+                if name.lower() in places:
                     problems.add(
                         entry.at("headers", name),
-                        "api_key is sent as Authorization already; leave one of the two out",
+                        "api_key is what such a header is sent for; leave one of the two out",
                     )
     for entry in (*draft.listed["routes"], *draft.listed["prices"]):
         upstream = entry.good("upstream")
@@ -251,6 +279,12 @@ def _metadata(draft: Draft, problems: Problems) -> None:
     metrics = draft.single["metrics"]
     for name, text in (metrics.good("labels") or {}).items():
         refers(text, quoted(str(metrics.written["labels"][name])), metrics.at("labels", name))
+
+
+def _routed(draft: Draft, problems: Problems) -> None:
+    for route in draft.listed["routes"]:
+        if route.good("upstream") == "":
+            problems.add(route.at("upstream"), "names no upstream; write the name of one")
 
 
 def _anything_to_serve(draft: Draft, problems: Problems) -> None:

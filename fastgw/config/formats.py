@@ -70,8 +70,10 @@ def same_port(one: str, other: str) -> bool:
     (host, _, port), (host2, _, port2) = one.rpartition(":"), other.rpartition(":")
     if int(port) != int(port2) or int(port) == 0:
         return False
-    every = ("0.0.0.0", "[::]")
-    return host.lower() == host2.lower() or host in every or host2 in every
+    hosts = (host.lower(), host2.lower())
+    if hosts[0] == hosts[1] or "[::]" in hosts:  # which takes IPv4 as well
+        return True
+    return "0.0.0.0" in hosts and not any(each.startswith("[") for each in hosts)
 
 
 def store_url(text: str, shown: str) -> str:

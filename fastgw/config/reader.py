@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import ssl
 from bisect import bisect_right
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -268,6 +269,14 @@ class _Reader:
         if b"-----BEGIN " not in content:
             self.problems.add(place, "the file is not PEM; convert it with: openssl")
             return BAD
+        if place.setting[-1:] == ("ca_file",):
+            try:
+                ssl.create_default_context(cafile=path)
+            except OSError:  # SSLError is one
+                self.problems.add(
+                    place, "no certificate in it can be read; look whether it is whole"
+                )
+                return BAD
         return str(path)
 
 

@@ -116,3 +116,9 @@ class Sources:
             for each in found:
                 if Path(each).is_file():
                     self._file(Path(each), keys_only=True)
+                elif not glob.has_magic(pattern):
+                    self.complete = False
+                    self._problems.add(
+                        Place(source, ("auth",)).at("key_files", index),
+                        'a folder; name the files in it, as "keys.d/*.toml"',
+                    )

@@ -47,8 +47,8 @@ def setting(
 
     `later` lists choices that the contract names but this version does not serve: the reader
     refuses them with a message that says so, instead of accepting them in silence.
-    `least` and `most` bound a number, inclusive. Without `least` a number or size is at least 1
-    and a duration is above 0.
+    `least` and `most` bound a number, inclusive, and `least` a duration. Without `least` a number
+    or size is at least 1 and a duration is above 0.
     `spelled` names the settings, with their documentation, that a user writes to fill this field,
     where that is not the field's own name.
     `private` keeps a value that may hold a credential out of `repr` and of problem lines; a field
@@ -425,7 +425,9 @@ class UsageReport:
     """Who used what: sums by day, key, model and metric label, kept in the store."""
 
     enabled: bool = setting(True, "keep them", "flag")
-    retention: float = setting(30 * 86_400.0, "how long a day is kept", "duration", least=86_400)
+    retention: float = setting(
+        30 * 86_400.0, "how long a day is kept, a day at least", "duration", least=86_400
+    )
     max_series: int = setting(
         1000,
         "keys x models x labels of a worker and day; past it models count under `other`, past "

@@ -318,9 +318,10 @@ class ValueReader:
             raise ValueError(
                 f'must be a duration, not {_type(value)}; write 1.5, "1500ms", "10s" or "5m"'
             )
-        lowest = "0" if self.setting.least == 0 else "more than 0"
+        least = self.setting.least
+        lowest = "more than 0" if least is None else f"{least:g}"
         # Written so that nan is out of range, too.
-        if not 0 <= value <= LONGEST or (value == 0 and self.setting.least != 0):
+        if not (least or 0) <= value <= LONGEST or (value == 0 and least is None):
             raise ValueError(
                 f"{shown.strip(chr(34))} is out of range; write {lowest} to {LONGEST} seconds"
             )

@@ -18,14 +18,18 @@ BACKLOG = 4096
 
 
 def bind(address: str, *, shared: bool = False) -> socket.socket:
-    """A listening socket for "host:port", "[v6]:port" or "unix:/path". Raises OSError.
+    """A listening socket for "host:port", "[v6]:port" or "unix:/path". Raises OSError
+    that says where, too.
 
     A unix path that a dead process left behind is taken over; one that answers is not. `shared`:
     other workers listen on the same port, the kernel deals new connections out among them.
     """
-    if address.startswith("unix:"):
-        return _bind_unix(address.removeprefix("unix:"))
-    return _bind_tcp(address, shared, listens=True)
+    try:
+        if address.startswith("unix:"):
+            return _bind_unix(address.removeprefix("unix:"))
+        return _bind_tcp(address, shared, listens=True)
+    except OSError as error:
+        raise OSError(error.errno, f"cannot listen on {address}: {error.strerror}") from error
 
 
 def _bind_tcp(address: str, shared: bool, *, listens: bool) -> socket.socket:

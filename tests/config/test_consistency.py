@@ -5,6 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
+import trustme
+from cryptography.hazmat.primitives.serialization import (
+    BestAvailableEncryption,
+    Encoding,
+    PrivateFormat,
+    load_pem_private_key,
+)
 
 from fastgw.config import load
 from fastgw.errors import ConfigError
@@ -21,6 +28,19 @@ path_prefix = "/u"
 upstream = "u"
 """
 KEY = '[[keys]]\nname = "k"\nkey = "secret-1"\nmetadata = { user_id = "k" }\n'
+PROVIDER = '[[upstreams]]\nname = "p"\nbase_url = "http://127.0.0.1:1"\napi_key = "a"\n'
+
+
+def certificates(folder: Path) -> None:
+    """x.pem and other.pem, each a certificate and its key; one that is broken, one encrypted."""
+    for name in ("x", "other"):
+        sound = trustme.CA().issue_cert("a.example").private_key_and_cert_chain_pem.bytes()
+        (folder / f"{name}.pem").write_bytes(sound)
+    (folder / "broken.pem").write_text("-----BEGIN CERTIFICATE-----\nnonsense\n")
+    encrypted = load_pem_private_key(sound, None).private_bytes(
+        Encoding.PEM, PrivateFormat.PKCS8, BestAvailableEncryption(b"secret")
+    )
+    (folder / "encrypted.pem").write_bytes(encrypted)
 
 
 def problems(folder: Path, text: str) -> list[str]:
@@ -57,6 +77,34 @@ def problems(folder: Path, text: str) -> list[str]:
             "c.toml:2: [server] tls_key: TLS needs both; give tls_cert too",
         ),
         (
+            '[server]\ntls_cert = "x.pem"\ntls_key = "other.pem"\n',
+            "c.toml:2: [server] tls_cert: tls_key is another certificate's",
+        ),
+        (
+            '[server]\ntls_cert = "broken.pem"\ntls_key = "x.pem"\n',
+            "c.toml:2: [server] tls_cert: no certificate and key to be read",
+        ),
+        (
+            '[server]\ntls_cert = "x.pem"\ntls_key = "encrypted.pem"\n',
+            "c.toml:3: [server] tls_key: the key is encrypted",
+        ),
+        (
+            '[server]\nlisten = ["127.0.0.1:80", "[::]:80"]\n',
+            "c.toml:2: [server] listen: two addresses share one port",
+        ),
+        (
+            '[[routes]]\npath_prefix = "/v"\nupstream = "${NONE:-}"\n',
+            "c.toml:3: [[routes]] upstream: names no upstream",
+        ),
+        (
+            PROVIDER + 'dialect = "anthropic"\nheaders = { X-Api-Key = "b" }\n',
+            "c.toml:6: [[upstreams]] headers.X-Api-Key: api_key is what such a header is sent for",
+        ),
+        (
+            PROVIDER + 'headers = { Authorization = "Bearer b" }\n',
+            "c.toml:5: [[upstreams]] headers.Authorization: api_key is what",
+        ),
+        (
             KEY + "not_before = 2026-02-01T00:00:00Z\nexpires_at = 2026-01-01T00:00:00Z\n",
             "c.toml:6: [[keys]] expires_at: not after not_before (c.toml:5)",
         ),
@@ -78,7 +126,7 @@ def problems(folder: Path, text: str) -> list[str]:
     ],
 )
 def test_what_does_not_fit(tmp_path: Path, text: str, line: str) -> None:
-    (tmp_path / "x.pem").write_text("-----BEGIN CERTIFICATE-----\n")
+    certificates(tmp_path)
     (found,) = problems(tmp_path, text)
     assert found.startswith(line)
 
@@ -92,11 +140,22 @@ def test_what_does_not_fit(tmp_path: Path, text: str, line: str) -> None:
         KEY + '[[budgets]]\nname = "b"\nlimit = 0\nper = [\'default(team, "none")\']\n',
         '[[routes]]\npath_prefix = "/u"\nhost = "a.example"\nupstream = "u"\n',
         '[server]\ntls_cert = "x.pem"\ntls_key = "x.pem"\n',
+        '[server]\nlisten = ["0.0.0.0:80", "[::1]:80"]\n',
+        PROVIDER + 'dialect = "openai"\nheaders = { x-api-key = "for a proxy" }\n',
     ],
-    ids=["least", "no admin", "no keys yet", "default", "other host", "tls"],
+    ids=[
+        "least",
+        "no admin",
+        "no keys yet",
+        "default",
+        "other host",
+        "tls",
+        "IPv4 and IPv6",
+        "another header",
+    ],
 )
 def test_what_does(tmp_path: Path, text: str) -> None:
-    (tmp_path / "x.pem").write_text("-----BEGIN CERTIFICATE-----\n")
+    certificates(tmp_path)
     assert problems(tmp_path, text) == []
 
 

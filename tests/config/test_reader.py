@@ -6,6 +6,7 @@ import hashlib
 from pathlib import Path
 
 import pytest
+import trustme
 
 from fastgw.config import CalendarWindow, Config, load
 from fastgw.config.tables import LISTED_TABLES, SINGLE_TABLES, spellings
@@ -403,10 +404,18 @@ def test_prices_may_come_from_the_environment(tmp_path: Path) -> None:
 
 
 def test_pem_files_are_relative_to_the_file(tmp_path: Path) -> None:
-    put(tmp_path, "-----BEGIN CERTIFICATE-----\n", "conf/ca.pem")
+    put(tmp_path, trustme.CA().cert_pem.bytes().decode(), "conf/ca.pem")
     text = BASE.replace('v1"\n', 'v1"\nca_file = "ca.pem"\n')
     path = put(tmp_path, text, "conf/config.toml")
     assert load([path], {}).upstreams[0].ca_file == str(tmp_path / "conf/ca.pem")
+
+
+def test_authorities_must_be_readable(tmp_path: Path) -> None:
+    """Found by `fastgw check`, where it stands, and not by a start."""
+    put(tmp_path, "-----BEGIN CERTIFICATE-----\nnonsense\n", "ca.pem")
+    text = BASE.replace('v1"\n', 'v1"\nca_file = "ca.pem"\n')
+    (line,) = problems(tmp_path, text)
+    assert "[[upstreams]] ca_file: no certificate in it can be read" in line
 
 
 FROM_FILES = BASE.replace('v1"\n', 'v1"\napi_key_file = "${FOLDER:-.}/openai"\n')

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from fastgw.config.problems import Problems
 from fastgw.config.source import Sources
 
@@ -35,6 +37,18 @@ def test_a_key_file_that_is_named_must_exist(tmp_path: Path) -> None:
     main.write_text('[auth]\nmode = "strict"\nkey_files = [\n  "team.toml",\n]\n')
     sources, (line,) = gather(main)
     assert line.startswith(f"{main}:4: [auth] key_files: a key file that is not there")
+    assert not sources.complete
+
+
+@pytest.mark.parametrize("written", ["keys.d", ""])
+def test_a_folder_is_no_key_file(tmp_path: Path, written: str) -> None:
+    (tmp_path / "keys.d").mkdir()
+    main = tmp_path / "main.toml"
+    main.write_text(f'[auth]\nkey_files = ["{written}"]\n')
+    sources, (line,) = gather(main)
+    assert line == (
+        f'{main}:2: [auth] key_files: a folder; name the files in it, as "keys.d/*.toml"'
+    )
     assert not sources.complete
 
 

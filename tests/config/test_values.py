@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fastgw.config.tables import Auth, Budget, Server, settings_of
+from fastgw.config.tables import Auth, Budget, Server, UsageReport, settings_of
 from fastgw.config.values import BAD, ValueReader, expand
 
 ENVIRON = {"A": "one", "EMPTY": ""}
@@ -66,6 +66,7 @@ def read(table: type[Any], name: str, raw: Any) -> tuple[Any, list[str]]:
         (Server, "idle_timeout", 2, 2.0),
         (Server, "idle_timeout", "250ms", 0.25),
         (Server, "idle_timeout", "1d", 86_400.0),
+        (UsageReport, "retention", "1d", 86_400.0),
         (Budget, "warn_at", 0.8, 0.8),
         (Budget, "shadow", True, True),
         (Auth, "key_files", "x.toml", ("x.toml",)),
@@ -86,6 +87,7 @@ def test_units(table: type[Any], name: str, raw: Any, value: Any) -> None:
         (Server, "idle_timeout", float("nan")),
         (Server, "idle_timeout", float("inf")),
         (Server, "idle_timeout", 10**400),
+        (UsageReport, "retention", "86399s"),
         (Server, "max_connections", True),
         (Server, "max_connections", 10.0),
         (Server, "max_connections", 2**53),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import socket
 import ssl
 from typing import TYPE_CHECKING
@@ -86,11 +87,11 @@ def test_a_unix_path_of_a_dead_process_is_taken_over_and_no_other(tmp_path: Path
     assert path.read_text() == "not ours to delete"
 
 
-def test_a_failed_bind_leaves_no_socket_open(tmp_path: Path) -> None:
+def test_a_failed_bind_says_where_and_leaves_no_socket_open(tmp_path: Path) -> None:
     with bind("127.0.0.1:0") as sock:
         before = os.listdir("/proc/self/fd")
         for name in (name_of(sock), f"unix:{tmp_path}/none/x.sock", f"unix:{tmp_path}"):
-            with pytest.raises(OSError):
+            with pytest.raises(OSError, match=re.escape(f"cannot listen on {name}: ")):
                 bind(name)
         assert os.listdir("/proc/self/fd") == before
 

@@ -259,3 +259,14 @@ def test_the_demo_runs_as_it_says_and_leaves_nothing(tmp_path: Path) -> None:
     assert child.returncode == 0, errors
     assert "Traceback" not in errors
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("command", [("budgets",), ("usage",), ("audit", "--stub-log", "x")])
+def test_a_store_that_is_not_there_is_not_made(tmp_path: Path, command: tuple[str, ...]) -> None:
+    """Typed in another folder than the gateway's it would say that nothing was used."""
+    (tmp_path / "config.toml").write_bytes((ROOT / "config.toml").read_bytes())
+    run = fastgw(*command, cwd=tmp_path, OPENAI_API_KEY="sk-real-secret")
+    assert run.returncode == 1
+    assert run.stdout == ""
+    assert f"there is no {tmp_path}/fastgw.db" in run.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["config.toml"]

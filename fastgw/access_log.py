@@ -43,6 +43,7 @@ class AccessLog:
         self._lines: list[bytes] = []
         self._file = -1
         self._reopen = False
+        self._torn = False  # a write failed: the file may end within a line
         self._task: asyncio.Task[Any] | None = None
         self._closing = asyncio.Event()
         self._pending = 0
@@ -118,29 +119,31 @@ class AccessLog:
         if not lines:
             return
         data = b"\n".join(lines) + b"\n"
-        try:
-            await asyncio.to_thread(_write_all, self._file, data)
-        except OSError as error:
-            self.dropped += len(lines)
-            log.error("access log: cannot write: %s", error.strerror)
+        start = b"\n" if self._torn else b""  # what is cut is not to spoil the next line
+        written, error = await asyncio.to_thread(_write_all, self._file, start + data)
         self._pending -= len(data)
+        self._torn = error is not None
+        if error is not None:
+            self.dropped += data.count(b"\n", max(0, written - len(start)))
+            log.error("access log: cannot write: %s", error.strerror)
 
 
-def _write_all(file: int, data: bytes) -> None:
-    if stat.S_ISREG(os.fstat(file).st_mode):
-        _write(file, data)
-        return
-    # Workers share the pipe of standard output, and only so much is written in one piece.
+def _write_all(file: int, data: bytes) -> tuple[int, OSError | None]:
+    """Bytes that were written, and what was in the way of the rest."""
     start = 0
-    while start < len(data):
-        end = len(data)
-        if end - start > WHOLE:
-            end = data.rfind(b"\n", start, start + WHOLE) + 1 or data.find(b"\n", start) + 1
-        _write(file, data[start:end])
-        start = end
-
-
-def _write(file: int, data: bytes) -> None:
-    view = memoryview(data)
-    while view:
-        view = view[os.write(file, view) :]
+    try:
+        plain = stat.S_ISREG(os.fstat(file).st_mode)
+        while start < len(data):
+            end = len(data)
+            if not plain and end - start > WHOLE:
+                # Workers share the pipe of standard output, and only so much is written in one
+                # piece.
+                end = data.rfind(b"\n", start, start + WHOLE) + 1 or data.find(b"\n", start) + 1
+            view = memoryview(data)[start:end]
+            while view:
+                size = os.write(file, view)
+                view = view[size:]
+                start += size
+    except OSError as error:
+        return start, error
+    return start, None

@@ -247,7 +247,8 @@ class Recorder:
         outcome = (exchange.request.method.decode(), status, reason)
         if plan is None:
             return Record(self._nowhere, outcome, source, line)
-        served = source != "" and status < 400
+        # What a stop of the gateway ends is refused, and paid for.
+        served = source != "" and (status < 400 or source != "none")
         if not served:
             # Whoever is refused may name any model: no series for each.
             return Record(

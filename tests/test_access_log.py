@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 from threading import Thread
 from typing import TYPE_CHECKING, Any
@@ -76,6 +77,41 @@ def test_a_file_that_cannot_be_opened_again_keeps_the_old_one(
     asyncio.run(main())
     assert lines(tmp_path / "moved" / "access.log") == [{"n": 1}]
     assert "cannot reopen" in caplog.text
+
+
+def test_a_full_disk_costs_the_lines_that_it_did_not_take(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "access.log"
+    write, room = os.write, 250
+
+    def limited(file: int, data: bytes) -> int:
+        if file != log._file or path.stat().st_size + len(data) <= room:
+            return write(file, data)
+        if path.stat().st_size >= room:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write(file, data[: room - path.stat().st_size])
+
+    async def main() -> None:
+        nonlocal room
+        log.start()
+        for size, numbers in ((250, range(10)), (10_000, range(10, 20))):
+            room = size
+            for number in numbers:
+                log.write(b'{"n":%d,"filler":"%b"}' % (number, b"x" * 80))
+            await asyncio.sleep(3 * access_log.INTERVAL)
+        await log.close()
+        assert log.dropped == 8
+
+    log = AccessLog(str(path))
+    monkeypatch.setattr(os, "write", limited)
+    asyncio.run(main())
+    *first, cut = path.read_bytes().splitlines()[:3]
+    assert [orjson.loads(line)["n"] for line in first] == [0, 1]
+    assert len(cut) < len(first[0])
+    assert [line["n"] for line in map(orjson.loads, path.read_bytes().splitlines()[3:])] == [
+        *range(10, 20)
+    ]
 
 
 def test_a_reader_that_stopped_costs_lines_not_memory(

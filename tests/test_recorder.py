@@ -104,6 +104,30 @@ def test_a_model_without_price_is_told_of_once_and_on_one_line(
     assert repr(forged) in told[0]
 
 
+def test_what_a_stop_of_the_gateway_ends_is_told_of_with_its_price(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Its prompt is charged, though the answer is a refusal."""
+
+    async def go() -> None:
+        bench = exchange.Bench(IN_USD)
+        bench.client.data_received(exchange.request())
+        await bench.to_provider.written.wait()
+        bench.client.shut_down()
+        bench.recorder.flush()
+        line = orjson.loads(bench.access_log._lines[-1])
+        assert (line["status"], line["reason"]) == (503, "shutdown")
+        assert line["usage_source"] == "counted"
+        numbers = bench.metrics.numbers()
+        assert not numbers["gen_ai_unpriced_total"]
+        assert sum(each[0] for each in numbers["gen_ai_client_cost_usd_total"].values()) > 0
+        assert line["cost_usd"] > 0
+        await bench.close()
+
+    asyncio.run(go())
+    assert "no price" not in caplog.text
+
+
 @pytest.mark.parametrize("length", [150, 210, 256])
 def test_a_model_is_logged_as_its_account_is_named(length: int) -> None:
     asked = [line["gen_ai.request.model"] for line in ended("m" * length)[0]]

@@ -215,17 +215,23 @@ def strings(value: Any, names: frozenset[str]) -> list[str]:
     return found
 
 
+_JSON = frozenset({"input", "json"})
+"""Members of a prompt that hold what a tool was given or gave, whatever its names."""
+
 _DEEP = 12
 """Levels of a prompt that are looked into: its depth is the client's choice."""
 
 
 def without_data(value: Any, names: frozenset[str], depth: int = _DEEP) -> Any:
     """A copy of a prompt in which an object with one of the members `names` (base64 of an image, a
-    document) is an image: its bytes are no text."""
+    document) is an image: its bytes are no text, unless it says that they are."""
     if depth and isinstance(value, list):
         return [without_data(each, names, depth - 1) for each in value]
     if not depth or not isinstance(value, dict):
         return value
-    if not names.isdisjoint(value):
+    if not names.isdisjoint(value) and value.get("type") != "text":
         return {"type": "image"}
-    return {name: without_data(each, names, depth - 1) for name, each in value.items()}
+    return {
+        name: each if name in _JSON else without_data(each, names, depth - 1)
+        for name, each in value.items()
+    }

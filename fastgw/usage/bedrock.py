@@ -43,6 +43,8 @@ _OWN = (
     ("inputTextTokenCount", "outputTextTokenCount", "", ""),  # Titan
 )  # fmt: skip
 """Names of input, output, cache read and cache write."""
+_OTHERS = frozenset({"input_tokens", "output_tokens", "prompt_tokens", "completion_tokens"})
+"""Names of Anthropic's and OpenAI's: a report may have the output alone."""
 _WRITTEN = frozenset({"text", "input", "name", "generation", "outputText", "completion"})
 
 
@@ -125,7 +127,7 @@ class Bedrock(Api):
 
     def normal_form(self, usage: dict[str, Any]) -> Usage | None:
         """See Api."""
-        if "input_tokens" in usage or "prompt_tokens" in usage:
+        if not _OTHERS.isdisjoint(usage):
             return (ANTHROPIC if ANTHROPIC.reads(usage) else OPENAI).normal_form(usage)
         for names in _OWN:
             given, made, read, created = numbers(usage, *names)

@@ -200,6 +200,10 @@ class ArrayFramer(LineFramer):
         """Its bytes go to the client as they come, so it does not matter."""
         return 0
 
+    def rest(self) -> bytes:
+        """See Framer: one line, as an element that is whole."""
+        return super().rest().replace(b"\n", b" ").replace(b"\r", b" ")
+
     def _string(self, data: bytes, at: int) -> int:
         """Go on within a string; returns where to look next."""
         if self._escaped:
@@ -240,7 +244,8 @@ class MessageFramer(LineFramer):
         lines: list[bytes] = []
         if self._large is not None:
             data = self._go_on(self._large, data, lines)
-            if not data:
+            if not data or self._broken:
+                self.lost += len(data)
                 return b"".join(lines)
         self._whole.append(data)
         self.held += len(data)
@@ -273,6 +278,9 @@ class MessageFramer(LineFramer):
             lines.append(_line(_kind(buffer[at + 12 : payload]), buffer[payload:end]))
             at += size
         rest = buffer[at:]
+        if self._broken:  # what is held tells that no event of ours may follow
+            self.lost += len(rest) - 1
+            rest = rest[:1]
         self._whole = [rest] if rest else []
         self.held = len(rest)
         if self._large is not None:
@@ -287,12 +295,15 @@ class MessageFramer(LineFramer):
             return b""
         self._large = None
         self.held = 0
+        body = b"".join(large.body)
         if not large.sound:
             self._broken = True
+            self.held = 1
+            self.lost += large.size - 1
         elif large.body.heavy or large.kind == b"chunk":
             self.lost += large.size
         else:
-            lines.append(_line(large.kind, b"".join(large.body)))
+            lines.append(_line(large.kind, body))
         return rest
 
     def event_end(self, data: bytes) -> int:

@@ -295,7 +295,9 @@ class StreamMeter(Meter):
                     if self._report.add(usage):
                         reported = end
                     if self._strip and self._api.is_usage_only(message):
-                        kept.append(block[at:start])
+                        # LF may end the event before, whose CR came in another read.
+                        first = start + block.startswith(b"\n", start)
+                        kept.append(block[at:first])
                         at = end
         kept.append(block[at:])
         if reported:

@@ -91,7 +91,7 @@ class Price:
     )  # fmt: skip
 
     def __init__(self, rates: Sequence[Rates]) -> None:
-        """`rates` by rising `above`, from 0; what a later one leaves out is as in the first."""
+        """`rates` by rising `above`, from 0; what one leaves out is as in the one before."""
         first, *rest = rates
         assert first.input is not None
         plain, made = first.input, first.output or 0

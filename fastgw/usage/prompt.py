@@ -135,10 +135,11 @@ def _walk(value: Any, texts: list[str]) -> int:
                     extra += TOKENS_PER_NAME
                 waiting.extend(each for name, each in item.items() if name not in _NOT_TEXT)
         elif isinstance(item, list):
-            if item and isinstance(item[0], int):
-                extra += len(item)  # a prompt given as token ids
-            else:
-                waiting.extend(item)
+            rest = item
+            if item and isinstance(item[0], int):  # a prompt given as token ids, or a row of data
+                rest = [each for each in item if not isinstance(each, int)]
+                extra += len(item) - len(rest)
+            waiting.extend(rest)
     return extra
 
 

@@ -15,10 +15,11 @@ import orjson
 
 from fastgw.errors import BadBody, NotMeterable
 from fastgw.skeleton import Skeleton, is_part
+from fastgw.sse import BOM
 from fastgw.usage.payload import printable, read_object
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Container, Mapping
 
     from fastgw.usage.api import Api
 
@@ -54,6 +55,7 @@ def read_json(
     streams: bool | None = None,
     whole: bool = False,
     adds: bool = True,
+    without: Container[str] = (),
 ) -> RequestBody:
     """Read a JSON body.
 
@@ -62,7 +64,8 @@ def read_json(
     the path names; the body's is not looked at. `streams`: what the path says of it; where the
     format streams by itself True, and the body may say no. `whole`: the message that is returned
     will be written anew; else it may lack parts of long strings (see skeleton). `adds`: `model` is
-    sent where the body names none, too. Raises BadBody.
+    sent where the body names none, too. `without`: models whose streams are not asked. Raises
+    BadBody.
     """
     left_out, message = False, None
     if len(body) > HUGE and not (whole or strict or model or aliases):
@@ -89,7 +92,7 @@ def read_json(
     if target:
         message["model"] = target
     injected = False
-    if stream and ask_usage:
+    if stream and ask_usage and name not in without:
         options = message.get("stream_options")
         if not (isinstance(options, dict) and options.get("include_usage") is True):
             injected = True
@@ -139,7 +142,7 @@ def refuse_unmeterable(operation: str, message: dict[str, Any]) -> None:
     if operation == "responses" and message.get("background") is True:
         raise NotMeterable(
             "'background' cannot be used under a budget: its usage comes with no answer of ours; "
-            "leave it out, or stream"
+            "leave it out"
         )
 
 
@@ -227,7 +230,7 @@ def _choices(api: Api, message: dict[str, Any]) -> int:
 def without_usage(body: bytes) -> bytes:
     """The body that was sent before usage was asked for."""
     start, found, rest = body.partition(_ASK)
-    if found and start.strip() == b"{":
+    if found and start.removeprefix(BOM).strip() == b"{":
         return start + rest
     message = read_object(body) or {}
     options = message.pop("stream_options", None)

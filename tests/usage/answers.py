@@ -38,7 +38,8 @@ def lines(*events: Any) -> bytes:
 
 def array(*events: Any) -> bytes:
     """A JSON array, written as Google does."""
-    return b"[" + b"\n,\r\n".join(orjson.dumps(each, option=2) for each in events) + b"\n]\n"
+    elements = [orjson.dumps(each, option=orjson.OPT_INDENT_2) for each in events]
+    return b"[" + b"\n,\r\n".join(elements) + b"\n]\n"
 
 
 def aws(*events: tuple[str, Any]) -> bytes:

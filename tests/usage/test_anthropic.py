@@ -172,3 +172,9 @@ def test_a_document_in_a_prompt_is_no_text() -> None:
     }
     assert b"AAAA" not in orjson.dumps(ANTHROPIC.prompt(message))
     assert b"Hello" in orjson.dumps(ANTHROPIC.prompt(message))
+
+
+def test_a_document_that_is_text_is_text() -> None:
+    source = {"type": "text", "media_type": "text/plain", "data": "word " * 1000}
+    message = {"messages": [{"role": "user", "content": [{"type": "document", "source": source}]}]}
+    assert ANTHROPIC.prompt(message) == message

@@ -54,6 +54,18 @@ def test_a_prompt_of_any_depth() -> None:
     assert without_data([{"data": "AAAA"}], frozenset({"data"})) == [{"type": "image"}]
 
 
+@pytest.mark.parametrize(
+    "part",
+    [
+        {"type": "tool_use", "input": {"data": "a,b"}},
+        {"toolResult": {"content": [{"json": {"rows": [{"data": "a,b"}]}}]}},
+        {"source": {"type": "text", "data": "a,b"}},
+    ],
+)
+def test_what_is_called_data_may_be_text(part: dict[str, Any]) -> None:
+    assert without_data([part], frozenset({"data"})) == [part]
+
+
 def test_texts_that_a_log_can_carry() -> None:
     assert text("a\ud83d") == "a?"
     assert text(7) == ""

@@ -10,6 +10,8 @@ import pytest
 
 from fastgw.model import Usage
 from fastgw.usage.bedrock import BEDROCK
+from fastgw.usage.framing import MessageFramer
+from fastgw.usage.meter import StreamMeter
 from tests.usage.answers import answer, aws, watch
 
 USAGE = {"inputTokens": 10, "outputTokens": 4, "totalTokens": 14}
@@ -105,6 +107,18 @@ def test_invoke_streams(events: list[Any], expected: tuple[int, ...]) -> None:
     assert found.usage.source == "reported"
 
 
+def test_an_invoke_stream_whose_last_event_is_missing_is_charged_once() -> None:
+    """The report of the output stands alone, before the metrics."""
+    start = {"type": "message_start", "message": {"usage": {"input_tokens": 10}}}
+    text = {"type": "content_block_delta", "delta": {"type": "text_delta", "text": "12345678"}}
+    last = {"type": "message_delta", "usage": {"output_tokens": 4}}
+    events = [*map(chunk, (start, text, last))]
+    for complete in (True, False):
+        found = watch(BEDROCK, aws, *events, complete=complete)
+        assert found.usage == Usage(10, 4, source="reported")
+    assert watch(BEDROCK, aws, *events[:2], complete=False).usage == Usage(10, 2, source="counted")
+
+
 @pytest.mark.parametrize(
     "body",
     [
@@ -138,3 +152,24 @@ def test_paths(below: str, operation: str, model: str, streams: bool | None) -> 
     assert BEDROCK.operation(below) == operation
     assert BEDROCK.path_model(below) == model
     assert BEDROCK.path_streams(below) is streams
+
+
+BODY = aws(delta("12345678")) * 50
+LARGE = aws(delta("word " * 60_000))
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        pytest.param(b"\1" + BODY[1:], id="its first message is damaged"),
+        pytest.param(LARGE[:-1] + bytes([LARGE[-1] ^ 1]), id="a large message is damaged"),
+        pytest.param(
+            aws(("contentBlockDelta", {"delta": [{"text": "a"}] * 34_000})), id="too many values"
+        ),
+    ],
+)
+def test_of_a_stream_that_cannot_be_read_every_byte_is_text(data: bytes) -> None:
+    meter = StreamMeter(BEDROCK, framer=MessageFramer())
+    for at in range(0, len(data), 65536):
+        meter.feed(data[at : at + 65536])
+    assert meter.finish(True, lambda: 7).usage.output_tokens >= len(data) // 4 - 1

@@ -128,3 +128,11 @@ def test_data_in_a_prompt_is_no_text() -> None:
     assert "AAAA" not in found
     assert "Hello" in found
     assert "Be" in found
+
+
+def test_an_element_of_an_array_that_is_cut_is_no_text() -> None:
+    """Google writes arrays on many lines."""
+    usage = {"promptTokenCount": 12, "candidatesTokenCount": 2, "totalTokenCount": 14}
+    part = {"candidates": [{"content": {"parts": [{"text": "12345678"}]}}], "usageMetadata": usage}
+    found = watch(GEMINI, array, part, part, complete=False, cut=20)
+    assert found.usage == Usage(12, 2, source="reported")

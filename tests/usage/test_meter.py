@@ -558,3 +558,13 @@ class TestJson:
     def test_unknown_operations_are_charged_only_what_is_reported(self) -> None:
         assert self.watch(b'{"data": []}', counts=False).usage == Usage()
         assert self.watch(b"\xff\xfb", counts=False).usage == Usage()
+
+
+def test_the_line_end_of_the_event_before_is_not_taken_out() -> None:
+    before = b'data: {"choices":[{"delta":{"content":"x"}}]}\r\n\r\n'
+    usage = b'data: {"choices":[],"usage":{"prompt_tokens":1,"completion_tokens":1}}\r\n\r\n'
+    end = b"data: [DONE]\r\n\r\n"
+    meter = StreamMeter(OPENAI, strip=True)
+    cut = len(before) - 1
+    body = before + usage + end
+    assert meter.feed(body[:cut]) + meter.feed(body[cut:]) + meter.rest() == before + end

@@ -45,6 +45,7 @@ PROMPTS: list[tuple[dict[str, Any], int]] = [
     ({"prompt": ["a" * 40, "b" * 40]}, 20),
     ({"prompt": [1, 2, 3]}, 3),  # token ids
     ({"input": [[1, 2, 3], [4, 5]]}, 5),
+    ({"messages": [{"content": [{"rows": [[1, "a" * 40], [2, "b" * 40]]}]}]}, 22 + CHATTED),
     ({"input": "a" * 40, "instructions": "b" * 40}, 20),
     ({"messages": [{"content": "a" * 40}]}, 10 + CHATTED),
     ({"messages": [{"content": "a" * 40}] * 2}, 20 + CHATTED + 3),

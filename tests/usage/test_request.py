@@ -257,6 +257,7 @@ def test_an_answer_is_limited_to_what_is_left(
     [
         b'{"stream":true,"model":"m"}',
         b' {"model":"m","stream":true,"seed":12345678901234567890123}',
+        b'\xef\xbb\xbf {"model":"m","stream":true,"stop":"\\ud83d"}',
     ],
 )
 def test_what_was_added_can_be_taken_out_again(body: bytes) -> None:

@@ -36,6 +36,9 @@ if TYPE_CHECKING:
     from fastgw.upstream.connection import UpstreamConnection
     from fastgw.usage.meter import Meter, Metered
 
+PIECE: Final = 64
+"""Bytes that a piece of a body takes in memory beside its own: a body may come in pieces of one."""
+
 _monotonic: Final = clock.monotonic
 _wall: Final = clock.wall
 
@@ -45,10 +48,9 @@ class Asking(Callbacks):
 
     __slots__ = (
         "_accounts", "_asked_without", "_body", "_body_done", "_body_size", "_connection", "_cors",
-        "_engine",
-        "_held", "_injected", "_kept", "_length", "_meter", "_pieces", "_promises", "_prompt",
-        "_relay", "_reservation", "_retried", "_ticket", "_told", "_upstream", "_wants_usage",
-        "_watch",
+        "_engine", "_held", "_injected", "_kept", "_length", "_meter", "_pieces", "_promises",
+        "_prompt", "_relay", "_reservation", "_retried", "_rough", "_ticket", "_told", "_upstream",
+        "_wants_usage", "_watch",
         "began", "bytes_out", "first_byte", "model", "phase", "plan", "request", "request_id",
         "sent", "status", "streams",
     )  # fmt: skip
@@ -71,7 +73,7 @@ class Asking(Callbacks):
         self._body_size = 0
         self._body_done = False
         self._body, self._injected = b"", False
-        self._prompt = -1
+        self._prompt = self._rough = -1
         self._cors = b""
         # where it stands
         self._accounts: tuple[Account, ...] = ()
@@ -177,7 +179,7 @@ class Asking(Callbacks):
         if last and not self._pieces:
             self._inspect(plan, data)
             return
-        if not self._hold(len(data)):
+        if not self._hold(len(data) + PIECE):
             return
         self._pieces.append(data)
         if last:

@@ -14,9 +14,10 @@ from fastgw.exchange import Exchange
 from fastgw.http1.serialize import field, own_answer
 from fastgw.model import Usage
 from fastgw.policy.cors import Cors
+from fastgw.usage.estimate import ByteCounter
 from fastgw.usage.meter import Metered
 from fastgw.usage.payload import read_object
-from fastgw.usage.prompt import prompt_tokens
+from fastgw.usage.prompt import counted, prompt_tokens
 
 if TYPE_CHECKING:
     from fastgw.config.tables import Config
@@ -126,6 +127,14 @@ class Engine(Handler):
         if message is None or plan is None:
             return prompt_tokens(message or {})
         return prompt_tokens(plan.api.prompt(message), plan.named)
+
+    def rough_prompt(self, body: bytes, plan: Plan | None) -> int:
+        """As `count_prompt`, by bytes: for what a report or the end will put right, no vocabulary
+        is loaded."""
+        message = read_object(body) if _OBJECT.match(body) is not None else None
+        if message is None or plan is None:
+            return 1
+        return counted(plan.api.prompt(message), plan.named, ByteCounter())
 
     def prompt_only(self, tokens: int) -> Metered:
         """The cost of a prompt whose answer nobody waited for."""

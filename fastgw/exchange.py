@@ -63,8 +63,13 @@ class Exchange(Asking):
         self.phase = "relay"
         if self._held:
             self._let_go()
-        if self._asked_without and head.status < 400 and plan.asks_usage is not None:
-            plan.asks_usage.on = False  # it knows no such option; until the next reload
+        if (
+            self._asked_without
+            and head.status < 400
+            and head.media in STREAMS  # else it took the request for none, and rejected that
+            and plan.asks_usage is not None
+        ):
+            plan.asks_usage.rejected(self.model)  # it knows no such option; until the next reload
         if body:
             self.first_byte = _monotonic()
         rejected = self._injected and head.status in REJECTED and not head.encoding
@@ -124,6 +129,8 @@ class Exchange(Asking):
         if not ended:
             if meter.told:
                 self._charge_so_far()
+            if connection.full and self._upstream is not None:
+                self._upstream.pause()  # full with the answer before, when there was none to pause
             relay.begin(request, head, extra, out, False)
             return
         self._upstream = None
@@ -189,6 +196,7 @@ class Exchange(Asking):
             return False
         self._body, self._injected, self._asked_without = body, False, True
         self._relay = self._meter = self._upstream = None
+        self.first_byte = 0.0
         self._acquire()
         return True
 
@@ -321,7 +329,7 @@ class Exchange(Asking):
         if self._watch is not None:
             usage = self._watch.count()
         else:
-            usage = self._priced(meter.interim(self._count_prompt))
+            usage = self._priced(meter.interim(self._rough_prompt))
         if usage.source == "none":
             return
         engine = self._engine
@@ -438,6 +446,15 @@ class Exchange(Asking):
         prompt = self._prompt if self._prompt >= 0 else len(self._body) // BYTES_PER_TOKEN
         usage = Usage(prompt, size // BYTES_PER_TOKEN, source="counted")
         return Metered(usage, "", False)
+
+    def _rough_prompt(self) -> int:
+        """What `interim` takes for the prompt: of a stream that is read to its end, a report mostly
+        takes its place."""
+        if self._prompt >= 0:
+            return self._prompt
+        if self._rough < 0:
+            self._rough = self._engine.rough_prompt(self._body, self.plan)
+        return self._rough
 
     def _count_prompt(self) -> int:
         if self._prompt < 0:

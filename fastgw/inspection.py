@@ -53,7 +53,7 @@ def inspect(
                     return body, asked, False, False, -1, None, False
                 if said.stream_options is MISSING:
                     usage = plan.asks_usage
-                    if usage is None or not usage.on:
+                    if usage is None or not usage.on or asked in usage.without:
                         return body, asked, True, False, -1, None, False
                     return asking_usage(body), asked, True, True, -1, None, False
     model, streams, injected, prompt, reservation = "", False, False, -1, None
@@ -70,6 +70,7 @@ def inspect(
             plan.named,
             plan.streams,
             plan.clamps,
+            without=asks.without if asks is not None else (),
         )
         if plan.metered and plan.key.rules:
             refuse_unmeterable(plan.operation, message)

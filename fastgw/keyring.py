@@ -151,11 +151,13 @@ class Location(NamedTuple):
 
 class Shown(NamedTuple):
     """What a head shows of credentials: the key (None where none is shown and that is allowed),
-    and the parts of the head that held it, which must not go to the provider."""
+    and the parts of the head that held it, which must not go to the provider. `pending`: one is
+    shown that is valid later."""
 
     key: VirtualKey | None
     fields: frozenset[bytes]
     query: bytes | None
+    pending: bool = False
 
 
 class Keyring:
@@ -217,7 +219,7 @@ class Keyring:
         """Who sent this head. Raises MissingKey or InvalidKey as the mode demands.
 
         The answer holds for every request with the same head until the key's validity changes;
-        `valid_at` is to be asked again each time.
+        `valid_at` is to be asked again each time, and all of it where a key is `pending`.
         """
         secrets, shown, query = self._secrets(request)
         if self._mode == "permissive" and len(secrets) != 1:
@@ -233,7 +235,7 @@ class Keyring:
         key = self.find(secrets.pop())
         if key is None or not key.valid_at(now) or not key.covers_address(address):
             if self._mode == "permissive":
-                return Shown(None, shown, query)
+                return Shown(None, shown, query, key is not None and now < key.not_before)
             raise InvalidKey("invalid credentials: unknown, expired or disabled key", _CHALLENGE)
         return Shown(key, shown, query)
 

@@ -55,6 +55,7 @@ _KEY = re.compile(rb"(?<=[?&])(?:k|%6[bB])(?:e|%65)(?:y|%79)=[^&]*&?")
 
 _MODELS_OF_A_PLAN = 64
 _KINDS_OF_A_COURSE = 64
+_ASKINGS = 256
 
 LABEL = 256
 """Characters of a metric label."""
@@ -209,13 +210,22 @@ class Course:
 
 
 class Asking:
-    """Whether the streams of an upstream are asked for their usage: until it says that it does not
-    know the option."""
+    """Whether streams of one path and query of an upstream are asked for their usage: all but those
+    of models (as clients call them) for which it said that it does not know the option. Another
+    model or API version may know it, and no client decides for those who use that."""
 
-    __slots__ = ("on",)
+    __slots__ = ("on", "without")
 
     def __init__(self, on: bool) -> None:
         self.on = on
+        self.without: set[str] = set()
+
+    def rejected(self, model: str) -> None:
+        """The option is not known there."""
+        if len(self.without) >= _MODELS_OF_A_PLAN:
+            self.without.clear()
+        if len(model) <= LABEL:
+            self.without.add(model)
 
 
 def _no_header(name: str) -> str | None:
@@ -236,10 +246,7 @@ class Planner:
         self._ledger = ledger
         self._upstreams = {upstream.name: upstream for upstream in config.upstreams}
         self._prefixes: dict[tuple[str, str], bytes] = {}
-        self._asking = {
-            upstream.name: Asking(upstream.include_usage and DIALECTS[upstream.dialect].asks)
-            for upstream in config.upstreams
-        }
+        self._asking: dict[tuple[str, bytes, bytes | None], Asking] = {}
         self._labels = tuple(
             parse_expression(text) for text in (config.metrics.labels or {}).values()
         )
@@ -302,6 +309,8 @@ class Planner:
         path = normalise(request.path)
         shown = self.keyring.authenticate(request, now, address)
         plan.key = shown.key or self.anonymous
+        if shown.pending:
+            plan.generation = 0  # who sent the next one is asked again
         target = self._router.find(request.host, path, request.method)
         if target is None and path == KEY_INFO and request.method in (b"GET", b"HEAD"):
             if shown.key is None:
@@ -368,7 +377,8 @@ class Planner:
         ):
             plan.edit = partial(only_models, plan.allows_model)
         if plan.metered and plan.operation in api.TAKES_STREAM_OPTIONS:
-            plan.asks_usage = self._asking[upstream.name]
+            asks = upstream.include_usage and dialect.asks
+            plan.asks_usage = self._asking_at(upstream.name, target.path, shown.query, asks)
         if plan.buffered and request.get(b"content-encoding") not in (None, b"identity"):
             raise UnsupportedEncoding("send the body without Content-Encoding: it must be read")
         plan.facts = Facts(plan.key.metadata, self._headers(request), plan.path, "")
@@ -393,6 +403,14 @@ class Planner:
         )
         return plan
 
+    def _asking_at(self, upstream: str, path: bytes, query: bytes | None, asks: bool) -> Asking:
+        found = self._asking.get((upstream, path, query))
+        if found is None:
+            if len(self._asking) >= _ASKINGS:
+                self._asking.clear()  # what is forgotten is asked again, and rejected again
+            found = self._asking[upstream, path, query] = Asking(asks)
+        return found
+
     def _headers(self, request: RequestHead) -> Callable[[str], str | None]:
         """The headers that budgets and labels refer to. The head has the plan, so the plan must not
         have the head: what is in a circle is freed late, and by the collector."""
@@ -407,10 +425,12 @@ class Planner:
 
     def accounts(self, plan: Plan, model: str, now: float) -> tuple[Account, ...]:
         """The accounts that a request of this plan for `model` draws on. Raises MetadataMissing."""
-        accounts = plan.key.accounts if self._by_key else None
+        # of an older plan the rules are older, too, whatever they counted by
+        by_key = self._by_key and plan.generation == self.generation
+        accounts = plan.key.accounts if by_key else None
         if accounts is None:
             accounts = self._find_accounts(plan, model, now)
-            if self._by_key:
+            if by_key:
                 plan.key.accounts = accounts
         if plan.in_usd:
             self._refuse_unpriced(plan, model, accounts)

@@ -100,7 +100,7 @@ def test_the_books_are_even_whatever_ends_the_exchange(
     run(main())
 
 
-def test_what_was_counted_while_it_runs_is_kept_no_longer() -> None:
+def test_a_prompt_is_kept_for_its_count_until_its_stream_is_over() -> None:
     async def main() -> None:
         bench = Bench()
         await bench.exchange(large(100), [answer()])
@@ -109,9 +109,10 @@ def test_what_was_counted_while_it_runs_is_kept_no_longer() -> None:
             bench.provider.data_received(piece)
         exchange = bench.client.exchange
         assert exchange is not None
-        assert bench.engine.kept
-        exchange.overdue(0.0)  # as once a second
-        assert books(bench) == (0, 0)
+        kept = bench.engine.kept
+        assert kept
+        exchange.overdue(0.0)  # as once a second: roughly
+        assert books(bench) == (bench.engine.held, kept)
         bench.provider.data_received(UNREPORTED[3])
         bench.provider.data_received(UNREPORTED[4])
         assert books(bench) == (0, 0)
@@ -166,6 +167,31 @@ def test_all_that_are_kept_stay_below_the_bound() -> None:
         assert books(bench) == (before, before)
         await ask(bench, large(KEEP_PROMPT - 100))
         assert books(bench) == (before, before), "of a small one nothing is counted"
+        await bench.close()
+
+    run(main())
+
+
+@pytest.mark.parametrize("each", [2, 1000])
+def test_a_body_in_small_pieces_is_held_at_what_they_take(
+    each: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each is an object: 32 MiB in pieces of two bytes would be a GB."""
+
+    async def main() -> None:
+        bench = Bench(CROWDED)
+        await bench.exchange(large(100), [answer()])
+        monkeypatch.setattr(bench.to_client, "can_write_eof", lambda: False, raising=False)
+        head, end, body = large(4000).partition(b"\r\n\r\n")
+        bench.client.data_received(head + end)
+        for at in range(0, len(body), each):
+            bench.client.data_received(body[at : at + each])
+        if each == 2:
+            assert bench.to_client.last.startswith(b"HTTP/1.1 503 ")
+        else:
+            assert body_of(bench.to_provider.last) == body
+            bench.provider.data_received(answer())
+        assert books(bench) == (0, 0)
         await bench.close()
 
     run(main())

@@ -227,6 +227,15 @@ def test_permissive_takes_two_different_keys_for_none() -> None:
     assert who(ring(mode="permissive"), head(b"x-api-key: sk-alice-1")) == "alice"
 
 
+def test_permissive_says_of_a_key_that_it_is_valid_later() -> None:
+    keys = ring(key(not_before=NOW), key("sk-old-1", expires_at=NOW), mode="permissive")
+    early = keys.authenticate(head(b"X-Api-Key: sk-alice-1"), NOW - 1, "10.0.0.1")
+    assert (early.key, early.pending) == (None, True)
+    for secret, who_ in ((b"sk-alice-1", "alice"), (b"sk-old-1", ""), (b"sk-wrong-1", "")):
+        shown = keys.authenticate(head(b"X-Api-Key: " + secret), NOW, "10.0.0.1")
+        assert (shown.key.name if shown.key else "", shown.pending) == (who_, False)
+
+
 def test_what_a_key_may_know_of_itself() -> None:
     ledger = Ledger("w", math.inf)
     (rule,) = make_rules([Budget(name="daily", per=("user_id",), limit=100)])

@@ -20,7 +20,7 @@ from fastgw.errors import (
 )
 from fastgw.flow_control import Sweeper
 from fastgw.http1.request import HeadShape, RequestHead, read_request_head
-from fastgw.plan import Plan, Planner
+from fastgw.plan import Asking, Plan, Planner
 from fastgw.policy.ledger import Ledger
 from fastgw.upstream.pool import Pool
 from tests.looks_inside import members
@@ -378,6 +378,47 @@ def test_who_rejects_the_option_is_not_asked() -> None:
     made = plan(line=line, by=dialect_planner("openai", include_usage=False)).asks_usage
     assert made is not None
     assert not made.on
+
+
+def test_who_rejects_the_option_says_so_of_one_path_and_query() -> None:
+    by = dialect_planner("azure")
+
+    def asking(query: bytes) -> Asking:
+        made = plan(line=b"POST /p/chat/completions?api-version=" + query, by=by).asks_usage
+        assert made is not None
+        return made
+
+    old, new = asking(b"2023"), asking(b"2024")
+    old.on = False
+    assert not asking(b"2023").on
+    assert asking(b"2024") is new
+    assert new.on
+    for number in range(2000):
+        asking(b"%d" % number)
+        new.rejected(f"model-{number}")
+    new.rejected("m" * 10_000)
+    assert len(by._asking) < 2000
+    assert "model-1999" in new.without
+    assert len(new.without) < 100
+    assert max(map(len, new.without)) < 1000
+
+
+def test_a_plan_of_the_configuration_before_keeps_its_accounts_apart() -> None:
+    """Its key counted by model: the next model is not to be charged to the account of the first."""
+    budget = Budget(name="b", per=("llm.model",), limit=9)
+    old = plan(by=planner((budget,)))
+    by = planner((Budget(name="b", limit=9),))
+    by.generation = 2
+    found = [by.accounts(old, model, NOW)[0].values for model in ("cheap", "dear", "cheap")]
+    assert found == [("cheap",), ("dear",), ("cheap",)]
+
+
+def test_a_key_that_is_valid_later_is_looked_at_again_where_all_may_pass() -> None:
+    by = planner(mode="permissive", not_before=NOW + 1)
+    early = plan(by=by)
+    assert early.key is by.anonymous
+    assert early.generation != by.generation
+    assert plan(by=by, key=b"Authorization: Bearer sk-wrong").generation == by.generation
 
 
 def test_errors_are_in_the_dialect_of_their_route() -> None:

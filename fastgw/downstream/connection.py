@@ -24,6 +24,7 @@ import asyncio
 import logging
 import socket
 import struct
+import sys
 from typing import TYPE_CHECKING, Final, cast
 
 from fastgw.compiled import mypyc_attr
@@ -53,6 +54,9 @@ LINGER_BYTES = 1024 * 1024
 BODY_PROGRESS = 4096
 """Bytes of a body that must come within `body_timeout`: a byte a second is no upload."""
 _NO_LINGER = struct.pack("ii", 1, 0)
+_TCP_INFO: Final = getattr(socket, "TCP_INFO", 0)
+_ACKED: Final = slice(120, 128)
+"""Where `tcpi_bytes_acked` is in Linux's `struct tcp_info`."""
 AT_ONCE: Final = 16
 """Requests of a connection that are begun in one turn of the loop: a pipeline of refusals, which
 wait for nobody, is not to keep others waiting."""
@@ -96,7 +100,6 @@ class DownstreamConnection(asyncio.Protocol):
         "_decoder",
         "_exchange",
         "_expects",
-        "_full",
         "_handler",
         "_left",
         "_mark",
@@ -105,10 +108,12 @@ class DownstreamConnection(asyncio.Protocol):
         "_server",
         "_state",
         "_sweeper",
+        "_taken",
         "_unsent",
         "address",
         "bytes_in",
         "expires",
+        "full",
         "transport",
         "write",
     )
@@ -137,7 +142,8 @@ class DownstreamConnection(asyncio.Protocol):
         self._buffer = bytearray()
         self._busy = False  # _read is on the stack
         self._paused = False
-        self._full = False  # the client does not take what was written
+        self.full = False  # the client does not take what was written
+        self._taken = 0  # by the client, as the present time began; see `_progress`
         self._unsent = 0
 
     # called by the event loop
@@ -163,7 +169,7 @@ class DownstreamConnection(asyncio.Protocol):
         if state == "idle":
             memo = self._memo
             end = memo.match(data)
-            if end and memo.length == len(data) - end and memo.head is not None and not self._full:
+            if end and memo.length == len(data) - end and memo.head is not None and not self.full:
                 self._begin(memo.head, memo.length, data, end)  # one whole request, as mostly
             else:
                 self._read(self._take_buffer() + data if self._buffer else data)
@@ -203,14 +209,14 @@ class DownstreamConnection(asyncio.Protocol):
 
     def pause_writing(self) -> None:
         """More than `buffer_size` waits for the client: it gets no more before it takes that."""
-        self._full = True
+        self.full = True
         self.expires = 0.0
         if self._exchange is not None:
             self._exchange.on_client_full()
 
     def resume_writing(self) -> None:
         """The client took what waited."""
-        self._full = False
+        self.full = False
         if self._buffer or self._paused:
             asyncio.get_running_loop().call_soon(self._go_on)
         if self._exchange is not None:
@@ -225,6 +231,7 @@ class DownstreamConnection(asyncio.Protocol):
         if state in _TAKING:
             self._mark = self.transport.get_write_buffer_size()
             if self._mark:
+                self._taken = self._progress()
                 return self._server.send_timeout  # of this answer, or of the last one
             if state == "answering":
                 return 0.0
@@ -239,7 +246,10 @@ class DownstreamConnection(asyncio.Protocol):
         """The present state lasted too long."""
         state = self._state
         if state in _TAKING:
-            if self._mark and self.transport.get_write_buffer_size() < self._mark:
+            if self._mark and (
+                self.transport.get_write_buffer_size() < self._mark
+                or self._progress() != self._taken  # and more was written meanwhile
+            ):
                 self.expires = 0.0  # it takes some: slow, not stuck
             elif self._mark:
                 self._reset()  # what is left may end with the connection: no FIN after a part of it
@@ -254,6 +264,19 @@ class DownstreamConnection(asyncio.Protocol):
             self._break(RequestTimeout("the request body came too slowly; send it at once"))
         else:
             self.transport.abort()
+
+    def _progress(self) -> int:
+        """A number that stays as it is while the client takes nothing: bytes that its kernel has
+        acknowledged. Where no kernel tells, what waits; then it changes with what is written, too,
+        until that is `buffer_size`."""
+        sock = self.transport.get_extra_info("socket")
+        if sock is None or sock.family == socket.AF_UNIX or not _TCP_INFO:
+            return self.transport.get_write_buffer_size()
+        try:
+            info = sock.getsockopt(socket.IPPROTO_TCP, _TCP_INFO, _ACKED.stop)
+        except OSError:  # it is closed; `patience` is asked once more
+            return 0
+        return int.from_bytes(info[_ACKED], sys.byteorder)
 
     # called by the exchange
 
@@ -340,7 +363,7 @@ class DownstreamConnection(asyncio.Protocol):
                 if self._state == "body":
                     data = self._read_body(data)
                 elif self._state in ("idle", "opening", "head"):
-                    if self._full or number == AT_ONCE:
+                    if self.full or number == AT_ONCE:
                         self._put_off(data)
                         return
                     number += 1
@@ -357,15 +380,23 @@ class DownstreamConnection(asyncio.Protocol):
         """Requests that wait for the next turn of the loop, in which others are served, or until
         the client has taken the answers that it has."""
         self._buffer += data
+        if self._state == "head":
+            self._state = "idle"  # it is we who do not read: a head has its time afterwards
+            self.expires = 0.0
         if not self._paused:
             self._paused = True
             self.transport.pause_reading()
-        if not self._full:
+        if not self.full:
             asyncio.get_running_loop().call_soon(self._go_on)
 
     def _go_on(self) -> None:
         """Read what was put off, unless that has to wait still."""
-        if self._state in ("idle", "opening", "head") and not self._full:
+        if self._state in ("idle", "opening", "head"):
+            if self.full:
+                if not self._paused:  # what comes next is not to overtake what waits
+                    self._paused = True
+                    self.transport.pause_reading()
+                return
             if self._paused:
                 self._paused = False
                 self.transport.resume_reading()
@@ -543,7 +574,7 @@ class DownstreamConnection(asyncio.Protocol):
 
     def give_way(self) -> bool:
         """Close if nothing but a next request is waited for, and that for a second or more."""
-        if self._state not in ("idle", "opening") or not self.expires:
+        if self._state not in ("idle", "opening") or not self.expires or self._buffer:
             return False
         if self.transport.get_write_buffer_size():
             return False  # it still takes its last answer

@@ -135,6 +135,8 @@ class UpstreamConnection(asyncio.Protocol):
         """The provider closed its side; connection_lost follows. Over TLS by close_notify: an end
         without one may be anybody's (RFC 8446, 6.1), and then this is not called."""
         self._ended = True
+        if self._exchange is None:
+            self.close()  # now: who asks later in this turn is not to get it
         return False
 
     def connection_lost(self, exc: Exception | None) -> None:

@@ -5,14 +5,20 @@ warm and the others run out. A connection that has waited longer than `keepalive
 the provider said it would keep it) is not used. When `max_connections` are busy, requests wait in
 order, for at most `connect_timeout`.
 
-`acquire` decides at once; only a new connection takes the loop's help.
+`acquire` decides at once; only a new connection takes the loop's help. A name is looked up in a
+thread of its own, once for all connections that are made meanwhile: the loop has two threads for
+that, and two look-ups in a name server that is silent would keep all other providers waiting.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import ipaddress
 import logging
+import socket
 import ssl
+import threading
 from collections import OrderedDict
 from typing import TYPE_CHECKING, Final, Protocol
 from urllib.parse import urlsplit
@@ -61,6 +67,7 @@ class Pool:
         self._waiting: OrderedDict[Ticket, None] = OrderedDict()  # a line with O(1) removal
         self._all: set[UpstreamConnection] = set()
         self._connecting = 0
+        self._lookup: asyncio.Future[list[str] | str] | None = None  # under way
         self._closed = False
         self._retired = False
 
@@ -153,20 +160,13 @@ class Pool:
             tasks.spawn(self._connect(ticket), f"connect {self.settings.name}")
 
     async def _connect(self, ticket: Ticket) -> None:
-        loop = asyncio.get_running_loop()
         reason = ""
         try:
             async with asyncio.timeout(self.settings.connect_timeout):
-                _, connection = await loop.create_connection(
-                    lambda: UpstreamConnection(self, self._sweeper),
-                    self._host,
-                    self._port,
-                    ssl=self._tls,
-                    server_hostname=self._host if self._tls is not None else None,
-                )
+                connection = await self._open()
         except TimeoutError:
             reason = "timeout"
-        except Exception as error:  # a name that cannot be encoded raises UnicodeError
+        except Exception as error:
             reason = "refused"
             log.warning("upstream %s: cannot connect: %s", self.settings.name, error)
         finally:
@@ -184,6 +184,58 @@ class Pool:
         else:
             self._all.add(connection)
             ticket.fulfil(connection)
+
+    async def _open(self) -> UpstreamConnection:
+        """A connection to the first of the provider's addresses that takes one."""
+        loop = asyncio.get_running_loop()
+        failure = OSError("the name has no address")
+        for address in await self._addresses():
+            try:
+                _, connection = await loop.create_connection(
+                    lambda: UpstreamConnection(self, self._sweeper),
+                    address,
+                    self._port,
+                    ssl=self._tls,
+                    server_hostname=self._host if self._tls is not None else None,
+                )
+            except OSError as error:
+                failure = error
+            else:
+                return connection
+        raise failure
+
+    async def _addresses(self) -> list[str]:
+        try:
+            ipaddress.ip_address(self._host)
+        except ValueError:
+            pass
+        else:
+            return [self._host]
+        if self._lookup is None:
+            loop = asyncio.get_running_loop()
+            threading.Thread(target=self._look_up, args=(loop,), daemon=True).start()
+            self._lookup = loop.create_future()
+        found = await asyncio.shield(self._lookup)  # whose patience ends leaves it to the others
+        if isinstance(found, str):
+            raise OSError(found)
+        return found
+
+    def _look_up(self, loop: asyncio.AbstractEventLoop) -> None:
+        """In a thread: ask for the name, which may take longer than anybody waits."""
+        found: list[str] | str
+        try:
+            entries = socket.getaddrinfo(self._host, self._port, type=socket.SOCK_STREAM)
+            found = list(dict.fromkeys(str(entry[4][0]) for entry in entries))
+        except Exception as error:  # a name that cannot be encoded raises UnicodeError
+            found = str(error)
+        with contextlib.suppress(RuntimeError):  # the loop has ended
+            loop.call_soon_threadsafe(self._looked_up, found)
+
+    def _looked_up(self, found: list[str] | str) -> None:
+        """Addresses, or why there are none."""
+        lookup, self._lookup = self._lookup, None
+        if lookup is not None:
+            lookup.set_result(found)
 
     def expire(self, now: float) -> None:
         """Close connections that waited too long; `now` in monotonic seconds."""

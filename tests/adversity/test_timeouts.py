@@ -7,6 +7,7 @@ gets its own answer. Cases of a kind run side by side: each is a second or two o
 
 from __future__ import annotations
 
+import asyncio
 import re
 import socket
 from concurrent.futures import ThreadPoolExecutor
@@ -17,6 +18,8 @@ from typing import TYPE_CHECKING, Any
 import orjson
 import pytest
 
+from fastgw.config.tables import Server
+from fastgw.flow_control import Sweeper
 from tests.adversity.recorder import (
     CLOSE,
     GO,
@@ -30,6 +33,7 @@ from tests.adversity.recorder import (
 )
 from tests.adversity.request_cases import KEY, chunked, head, sized
 from tests.adversity.response_cases import CHUNKED, DONE, EVENT, OK, SIZED, STREAM, chunk
+from tests.downstream.test_connection import begun, served
 from tests.processes import UPSTREAM_KEY
 
 if TYPE_CHECKING:
@@ -322,6 +326,28 @@ def test_who_takes_nothing_of_its_answer_is_cut_off(
         assert not answer.complete
         assert client.reset
         assert len(answer.body) < size
+
+
+def test_who_takes_less_than_comes_is_slow_and_not_stuck() -> None:
+    """More waits for it than when its time began: what its kernel has acknowledged tells."""
+
+    async def run() -> None:
+        async with served() as (reader, writer, desk):
+            writer.write(GET)
+            asked, sweeper, now = await begun(desk), Sweeper(), 0.0
+            sweeper.add(asked.connection)
+            for takes in (2**22, 2**22, 0):
+                asked.connection.write(bytes(2**23))
+                await asyncio.sleep(0.2)  # the kernels have what they take without the client
+                sweeper.sweep(now + 1.0, [asked.connection])
+                await reader.readexactly(takes)
+                asked.connection.write(bytes(2**23))
+                now += Server().send_timeout + 2.0
+                sweeper.sweep(now, [asked.connection])
+                await asyncio.sleep(0)
+                assert asked.ended == ("" if takes else "client_disconnected")
+
+    asyncio.run(run())
 
 
 # The provider: before the answer ---------------------------------------------------------------

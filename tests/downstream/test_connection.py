@@ -561,3 +561,28 @@ def test_what_was_put_off_is_read_before_what_comes_after_it() -> None:
             assert not desk.refused
 
     asyncio.run(run())
+
+
+@pytest.mark.parametrize("here", [b"", UPLOAD[:9]])
+def test_what_waits_for_a_slow_client_has_time_and_is_not_overtaken(here: bytes) -> None:
+    async def run() -> None:
+        client = connect()
+        client.send(GET)
+        if here:  # what fills it leaves at the end of the turn
+            client.desk.answer()
+            client.send(here)
+        client.connection.pause_writing()
+        client.line.unsent = 1
+        client.send(UPLOAD[len(here) :])
+        if not here:
+            client.desk.answer()
+        client.sweep(1.0, SERVER.header_timeout + 2.0)
+        client.connection.resume_writing()
+        assert not client.line.is_reading(), "a third request would be read before the second"
+        client.line.unsent = 0
+        assert not client.connection.give_way()
+        await asyncio.sleep(0)
+        assert client.desk.asked[-1].request == (b"POST", b"/up")
+        assert client.line.is_reading()
+
+    asyncio.run(run())

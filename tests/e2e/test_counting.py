@@ -3,6 +3,8 @@ extra `tokenizers` is installed, else by bytes."""
 
 from __future__ import annotations
 
+import threading
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -114,3 +116,30 @@ def test_a_vocabulary_is_in_memory_once_something_is_counted(
     assert has_vocabulary()
     if not more:
         until(lambda: "vocabulary o200k_base loaded" in gateway.log.read_text(), "a word of it")
+
+
+def test_a_stream_as_it_runs_is_charged_without_a_vocabulary(start: StartGateway) -> None:
+    """Loading one holds a worker, and the report at the end makes the count worthless."""
+    gateway = start(budgets=PER_USER.format(limit=100_000))
+    picture = {"url": "data:image/png;base64," + "A" * 400_000}
+    prompt = [{"type": "text", "text": "What is it?"}, {"type": "image_url", "image_url": picture}]
+    message = {"role": "user", "content": prompt}
+    done: list[int] = []
+
+    def ask() -> None:
+        stub = "events=40;pace=0.05"
+        done.append(chat(gateway, ALICE, stub=stub, stream=True, messages=[message])[0])
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    seen: set[int] = set()
+    while thread.is_alive():
+        seen |= {row["used"] for row in gateway.api("/api/budgets")}
+        time.sleep(0.05)
+    thread.join()
+    assert done == [200]
+    assert any(520 < used < 600 for used in seen), seen  # an image counts for 520
+    assert max(seen) < 600
+    assert gateway.access_log()[-1]["usage_source"] == "reported"
+    assert gateway.used("alice") == 50
+    assert "splintr" not in Path(f"/proc/{gateway.child.pid}/maps").read_text()

@@ -11,7 +11,7 @@ import pytest
 from google import genai
 from google.genai import errors as genai_errors
 
-from tests.processes import ALICE, BOB, PER_USER, UPSTREAM_KEY, Gateway, Provider, request
+from tests.processes import ALICE, BOB, PER_USER, UPSTREAM_KEY, Gateway, Provider, chat, request
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -304,6 +304,24 @@ class TestAskingForUsage:
                     model="m", messages=MESSAGES, stream=True,
                     stream_options={"include_usage": True},
                 )  # fmt: skip
+
+    def test_a_model_that_rejects_it_decides_for_no_other(
+        self, start: StartGateway, provider: Provider
+    ) -> None:
+        gateway = start(budgets=PER_USER.format(limit=1_000_000))
+        provider.forget()
+        for _ in range(2):
+            assert chat(gateway, ALICE, model="old", stream=True, stub="rejects=1")[0] == 200
+        assert chat(gateway, BOB, model="new", stream=True)[0] == 200
+        assert [entry["end"] for entry in provider.entries()] == [
+            "rejected",
+            "done",
+            "done",
+            "done",
+        ]
+        entries = gateway.access_log()
+        assert [entry["usage_source"] for entry in entries] == ["counted", "counted", "reported"]
+        assert min(entry["first_byte_ms"] for entry in entries) >= 0
 
     def test_a_large_prompt_is_sent_again_whole(
         self, start: StartGateway, refusing: Provider

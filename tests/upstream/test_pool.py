@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import socket
-from typing import TYPE_CHECKING
+import threading
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import uvloop
 
 from fastgw.config.tables import Upstream
 from fastgw.flow_control import Sweeper
@@ -14,8 +19,6 @@ from fastgw.upstream.pool import Pool, Ticket
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
-
-    import pytest
 
 
 class Provider(asyncio.Protocol):
@@ -143,6 +146,41 @@ def test_a_connection_that_the_provider_closed_is_not_handed_out() -> None:
     asyncio.run(run())
 
 
+@pytest.mark.parametrize("loop", [asyncio.new_event_loop, uvloop.new_event_loop])
+def test_nor_one_that_it_closes_in_the_turn_in_which_it_is_wanted(
+    loop: Callable[[], asyncio.AbstractEventLoop],
+) -> None:
+    """The loop says that it is lost in its next turn only; what is sent until then goes nowhere."""
+
+    class Asks(asyncio.Protocol):
+        def __init__(self, pool: Pool) -> None:
+            self.pool = pool
+            self.found: list[UpstreamConnection | Ticket] = []
+
+        def data_received(self, data: bytes) -> None:
+            self.found.append(self.pool.acquire(Gets()))
+
+    async def run() -> None:
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            port = listener.getsockname()[1]
+            pool = Pool(Upstream(name="p", base_url=f"http://127.0.0.1:{port}"), Sweeper(), 65536)
+            pool.release(await connected(pool), 0)
+            client, ours = socket.socketpair()
+            asks = Asks(pool)
+            await asyncio.get_running_loop().create_connection(lambda: asks, sock=ours)
+            theirs, _ = listener.accept()
+            with theirs, client:
+                theirs.shutdown(socket.SHUT_WR)
+                client.sendall(b"a")  # both are there as the loop looks
+                await until(lambda: bool(asks.found))
+                assert isinstance(asks.found[0], Ticket)
+                pool.abort()
+                await asyncio.sleep(0.01)
+
+    with asyncio.Runner(loop_factory=loop) as runner:
+        runner.run(run())
+
+
 def test_idle_connections_end_before_the_provider_ends_them() -> None:
     async def run() -> None:
         async with provider() as (pool, _):
@@ -260,6 +298,94 @@ def test_a_closed_pool_makes_no_connection_for_those_who_wait() -> None:
             await until(lambda: bool(waiter.got))
             assert waiter.got == ["full"]
             assert len(peers) == 1
+
+    asyncio.run(run())
+
+
+class Names:
+    """A name server that answers for `hang` once it is told to."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.answers = threading.Event()
+        self.asked: list[str] = []
+        self._ask = socket.getaddrinfo
+        monkeypatch.setattr(socket, "getaddrinfo", self.ask)
+
+    def ask(self, host: str, port: int, *more: Any, **named: Any) -> list[Any]:
+        self.asked.append(host)
+        if host == "hang":
+            assert self.answers.wait(10)
+        if host == "unknown":
+            raise socket.gaierror(-2, "Name or service not known")
+        if host == "\udc80":
+            raise UnicodeError("not a name")
+        addresses = ("127.0.0.2", "127.0.0.1") if host == "two" else ("127.0.0.1",)
+        return [entry for each in addresses for entry in self._ask(each, port, *more, **named)]
+
+
+def named(like: Pool, host: str, patience: float = 5.0) -> Pool:
+    """A pool of the same provider by another name."""
+    url = like.settings.base_url.replace("127.0.0.1", host)
+    settings = dataclasses.replace(like.settings, base_url=url, connect_timeout=patience)
+    return Pool(settings, Sweeper(), 65536)
+
+
+def test_a_name_server_that_is_silent_keeps_no_other_provider_waiting(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    names = Names(monkeypatch)
+
+    async def run() -> None:
+        async with provider() as (pool, _):
+            silent, other = named(pool, "hang", 0.3), named(pool, "other", 0.3)
+            waiting = [Gets() for _ in range(9)]
+            for waiter in waiting:
+                silent.acquire(waiter)
+            await asyncio.sleep(0.05)
+            await connected(other)
+            await until(lambda: all(waiter.got for waiter in waiting))
+            assert {str(waiter.got[0]) for waiter in waiting} == {"timeout"}
+            late = Gets()
+            silent.acquire(late)
+            names.answers.set()
+            await until(lambda: bool(late.got))
+            assert isinstance(late.got[0], UpstreamConnection)
+            assert names.asked.count("hang") == 1
+            await connected(silent)
+            assert names.asked.count("hang") == 2  # it may have another address by now
+            for each in (silent, other):
+                each.abort()
+            assert pool.counts == silent.counts == dict.fromkeys(pool.counts, 0)
+
+    asyncio.run(run())
+
+
+def test_each_address_of_a_name_is_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    Names(monkeypatch)
+
+    async def run() -> None:
+        async with provider() as (pool, _):
+            two = named(pool, "two")
+            await connected(two)
+            two.abort()
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("name", ["unknown", "\udc80"])
+def test_a_name_without_an_address_says_so_each_time(
+    name: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    names = Names(monkeypatch)
+
+    async def run() -> None:
+        async with provider() as (pool, _):
+            nowhere = named(pool, "unknown")
+            nowhere._host = name
+            assert [await acquire(nowhere) for _ in range(2)] == ["refused", "refused"]
+            assert nowhere.counts == dict.fromkeys(nowhere.counts, 0)
+            assert names.asked.count(name) == 2
+            assert "upstream p: cannot connect" in caplog.text
 
     asyncio.run(run())
 

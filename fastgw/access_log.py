@@ -43,7 +43,7 @@ class AccessLog:
         self._lines: list[bytes] = []
         self._file = -1
         self._reopen = False
-        self._torn = False  # a write failed: the file may end within a line
+        self._torn = False  # a write failed within a line
         self._task: asyncio.Task[Any] | None = None
         self._closing = asyncio.Event()
         self._pending = 0
@@ -111,6 +111,7 @@ class AccessLog:
             log.error("access log: cannot reopen: %s; the old file stays", error.strerror)
             return
         old, self._file = self._file, new
+        self._torn = self._torn and os.path.sameopenfile(old, new)
         if old > 2:
             os.close(old)
 
@@ -118,13 +119,14 @@ class AccessLog:
         lines, self._lines = self._lines, []
         if not lines:
             return
-        data = b"\n".join(lines) + b"\n"
         start = b"\n" if self._torn else b""  # what is cut is not to spoil the next line
-        written, error = await asyncio.to_thread(_write_all, self._file, start + data)
-        self._pending -= len(data)
-        self._torn = error is not None
+        data = start + b"\n".join(lines) + b"\n"
+        written, error = await asyncio.to_thread(_write_all, self._file, data)
+        self._pending -= len(data) - len(start)
+        if written:
+            self._torn = not data.endswith(b"\n", 0, written)
         if error is not None:
-            self.dropped += data.count(b"\n", max(0, written - len(start)))
+            self.dropped += data.count(b"\n", max(written, len(start)))
             log.error("access log: cannot write: %s", error.strerror)
 
 

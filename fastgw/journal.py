@@ -85,7 +85,7 @@ class Journal:
         self.owed: list[Owed] = []
         """What was not settled when the file was opened, and the slots that are still taken."""
         self.full = False
-        """Whether an account found no slot."""
+        """Whether an account found no slot, and there is no more room since."""
         self.writer = ""
         size = os.fstat(descriptor).st_size
         if size < HEADER:
@@ -174,8 +174,11 @@ class Journal:
         else:
             while self._end + (granules + 1) * WORDS > len(self.words):
                 if not self._grow():
+                    if not self.full:
+                        log.error("journal: no room: debits of new accounts are in memory alone")
                     self.full = True
                     return 0
+                self.full = False
             at = self._end
             self._end += granules * WORDS
         words = self.words

@@ -70,7 +70,9 @@ class Reservation:
             return True
         if not self._began:
             self._began = now
-        if not self._since or any(now >= account.end for account in accounts):
+        if not self._since or any(
+            now >= account.end or self._since < account.start for account in accounts
+        ):
             self._since = now
             self._asked = 0
             if ledger.stale(accounts, now) and not alone:

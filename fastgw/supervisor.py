@@ -356,7 +356,7 @@ class Supervisor:
     async def _budgets(self) -> list[dict[str, Any]]:
         await self._ask_all(accounts=True)
         rows = [row for member in self._members for row in member.accounts]
-        settled: Sequences = {}
+        settled: Sequences = {(row.key, row.writer): 0 for row in rows if row.owed or row.sent}
         found = await (await self._opened_store()).accounts(settled=settled)
         owed = owed_beside(rows, settled)
         return standing_rows(found, owed, self.config.budgets, clock.wall())

@@ -9,14 +9,13 @@ from threading import Thread
 from typing import TYPE_CHECKING, Any
 
 import orjson
+import pytest
 
 from fastgw import access_log
 from fastgw.access_log import AccessLog
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-    import pytest
 
 
 def lines(path: Path) -> list[dict[str, Any]]:
@@ -112,6 +111,43 @@ def test_a_full_disk_costs_the_lines_that_it_did_not_take(
     assert [line["n"] for line in map(orjson.loads, path.read_bytes().splitlines()[3:])] == [
         *range(10, 20)
     ]
+
+
+@pytest.mark.parametrize("rotated", [False, True])
+def test_no_line_is_empty_after_a_disk_was_full(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rotated: bool
+) -> None:
+    """Neither where nothing of a line was written, nor in a new file."""
+    path = tmp_path / "access.log"
+    write, room = os.write, 10_000
+
+    def limited(file: int, data: bytes) -> int:
+        nonlocal room
+        if file != log._file:
+            return write(file, data)
+        if not room:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        size = write(file, data[:room])
+        room -= size
+        return size
+
+    async def main() -> None:
+        nonlocal room
+        log.start()
+        for number, size in ((1, 10_000), (2, 5 if rotated else 0), (3, 0), (4, 10_000)):
+            room = size
+            if number == 4 and rotated:
+                path.rename(tmp_path / "access.log.1")
+                log.reopen()
+            log.write(b'{"n":%d}' % number)
+            await asyncio.sleep(3 * access_log.INTERVAL)
+        await log.close()
+        assert log.dropped == 2
+
+    log = AccessLog(str(path))
+    monkeypatch.setattr(os, "write", limited)
+    asyncio.run(main())
+    assert lines(path) == ([{"n": 4}] if rotated else [{"n": 1}, {"n": 4}])
 
 
 def test_a_reader_that_stopped_costs_lines_not_memory(

@@ -284,7 +284,7 @@ def test_a_key_that_is_no_text_keeps_nobody_from_starting(
 
 
 def test_a_file_that_cannot_be_mapped_any_larger_is_written_on(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """As under a limit of address space."""
     ledger, kept = book(tmp_path)
@@ -297,7 +297,11 @@ def test_a_file_that_cannot_be_mapped_any_larger_is_written_on(
     for number in range(2000):
         debit(ledger, f"user-{number}", 1)
     debit(ledger, "alice", 1)
-    assert kept.full
+    full = [kept.full]
+    assert caplog.text.count("no room") == 1
+    monkeypatch.undo()
+    debit(ledger, "bob", 1)
+    assert [*full, kept.full] == [True, False]
     die(kept)
     store = MemoryStore()
     ledger, _ = book(tmp_path)

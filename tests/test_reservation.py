@@ -13,7 +13,7 @@ from fastgw.config.tables import Rates
 from fastgw.errors import BudgetExceeded
 from fastgw.model import Usage
 from fastgw.policy.account import Account, Limit, Promise
-from fastgw.policy.window import FAR, NoWindow
+from fastgw.policy.window import FAR, EpochWindow, NoWindow
 from fastgw.reservation import Reservation
 from fastgw.usage.bedrock import BEDROCK
 from fastgw.usage.gemini import GEMINI
@@ -375,5 +375,32 @@ def test_prompts_of_a_list_that_cannot_be_limited_are_not_waited_for() -> None:
         refusal = await desk.refused(request, account)
         assert desk.waited <= 1
         assert "held by running requests" not in refusal.message
+
+    run(main)
+
+
+def test_who_waits_for_long_takes_no_account_back_to_the_window_in_which_it_began() -> None:
+    async def main(desk: Desk) -> None:
+        account = desk.account(cap(100, window=EpochWindow("minute"), wait=600))
+        holder = await desk.ask(asks(80), account)
+        asking = asks(80)
+        minute = account.start
+
+        class Waiter:
+            def admit(self) -> None: ...
+
+            def fail(self) -> None: ...
+
+        began = clock.wall()
+        while account.start == minute:
+            assert not asking.decide(desk.bench.engine, Waiter(), (account,), began)
+            await asyncio.sleep(0.01)
+            for later in (60, 120):  # as others ask
+                desk.bench.ledger.stale((account,), began + later)
+        assert not asking.decide(desk.bench.engine, Waiter(), (account,), began + 120)
+        for _ in range(20):
+            await asyncio.sleep(0.01)
+            assert account.start == minute + 120
+        desk.end(holder, 5)
 
     run(main)

@@ -250,30 +250,32 @@ class Promise:
         self.held = self.most = 0
         self.charged = 0
         self._before: list[tuple[Count, int]] | None = None  # what windows before were charged
-        self._moved = 0  # the sum of it
+        self._moved = 0  # the sum of it, and of what is not remembered
 
     def move(self, count: Count) -> None:
         """Another window has begun: what comes is charged to `count`."""
-        before = self._before
-        if before is None:
-            before = self._before = []
-        elif len(before) >= MOST_WINDOWS:
-            self._moved -= before.pop(1)[1]  # the first was charged the prompt
         here = self.charged - self._moved
-        before.append((self.charged_in, here))
-        self._moved += here
+        if here:
+            before = self._before
+            if before is None:
+                before = self._before = []
+            elif len(before) >= MOST_WINDOWS:
+                before.pop(1)  # the first, which was charged the prompt, stands for it
+            before.append((self.charged_in, here))
+            self._moved += here
         self.charged_in = count
 
     def take_back(self, amount: int) -> list[tuple[Count, int]]:
         """What of a correction, `amount` < 0, goes to other windows than `charged_in`: none gives
-        back more than it was charged, or its sum would lack what others spent there."""
+        back more than it was charged, or its sum would lack what others spent there; but for the
+        first, which is long over where some are not remembered."""
         parts: list[tuple[Count, int]] = []
         before = self._before
         rest = amount + self.charged - self._moved  # below 0: more than was charged here
         while before and rest < 0:
             count, here = before.pop()
             part = max(rest, -here) if before else rest
-            if here + part:
+            if here + part or not before:
                 before.append((count, here + part))
             rest -= part
             self._moved += part

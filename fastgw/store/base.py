@@ -57,8 +57,8 @@ class Store(Protocol):
         self, usage: bool = False, settled: Sequences | None = None
     ) -> dict[str, Standing]:
         """Every live account of budgets, or of the usage report, by its name; for reports. Holds
-        that lapsed are not counted. `settled` is filled with the last sequence that each writer
-        settled on each account: what is in its sum, and what is not."""
+        that lapsed are not counted. Where `settled` names an account and a writer, the last
+        sequence that was settled is put there: what is in the sum, and what is not."""
 
     async def close(self) -> None:
         """Let go of connections and files. May be called twice."""

@@ -63,14 +63,14 @@ class MemoryStore:
             if account is None and (debit.amount or debit.settled):
                 account = self._accounts[debit.account] = _Account(debit.expires_at)
             if account is not None:
-                self._apply(account, debit, batch, at, answer)
+                self._apply(account, debit, batch, at, now, answer)
             answer.used.append(account.used if account is not None else 0)
         for claim in batch.claims:
             answer.holds.append(self._claim(batch.debits[claim.line], claim, batch, now))
         return answer
 
     def _apply(
-        self, account: _Account, debit: Debit, batch: Batch, at: int, answer: Settled
+        self, account: _Account, debit: Debit, batch: Batch, at: int, now: float, answer: Settled
     ) -> None:
         last = account.sequences.get(batch.writer, 0)
         if last >= batch.sequence:
@@ -79,7 +79,7 @@ class MemoryStore:
             return
         if last < debit.settled:
             account.sequences[batch.writer] = debit.settled
-            if account.used < debit.known:
+            if account.used < debit.known and debit.expires_at > now:
                 account.used = debit.known
                 answer.lost.append(at)
         if debit.amount:
@@ -107,8 +107,9 @@ class MemoryStore:
         now = clock.wall()
         self._purge(now)
         if settled is not None:
-            for name, account in self._accounts.items():
-                settled |= {(name, writer): last for writer, last in account.sequences.items()}
+            for name, writer in settled:
+                if name in self._accounts:
+                    settled[name, writer] = self._accounts[name].sequences.get(writer, 0)
         return {
             name: Standing(account.used, account.held(now))
             for name, account in self._accounts.items()

@@ -97,9 +97,9 @@ class RedisStore:
             used = _number(fields.get("used", "0"))
             if used is not None:  # else no count: settle tells
                 found[account] = Standing(used, _held(fields, now))
-                if settled is not None:
+                if settled:
                     for name, value in fields.items():
-                        if name.startswith("s:"):
+                        if name.startswith("s:") and (account, name[2:]) in settled:
                             settled[account, name[2:]] = _number(value) or 0
         return found
 

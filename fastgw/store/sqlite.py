@@ -25,7 +25,7 @@ from fastgw.policy.window import USAGE_KEYS
 from fastgw.store.base import UNUSABLE, bounded, granted, granted_alone
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from fastgw.model import Batch, Claim, Debit
     from fastgw.store.base import Sequences
@@ -75,8 +75,6 @@ _READ_ALL = f"""SELECT account, used FROM accounts
     WHERE (account < ?2 OR account >= ?3) AND expires_at > ?1 AND typeof(expires_at) = 'integer'
     UNION ALL SELECT account, 0 FROM holds
     WHERE until > ?1 AND account NOT IN (SELECT account FROM accounts) AND {_SOUND}"""
-_READ_SETTLED = """SELECT account, writer, sequence FROM sequences
-    WHERE (account >= ?1 AND account < ?2) = ?3 AND typeof(sequence) = 'integer'"""
 _HOLDS = f"SELECT account, amount FROM holds WHERE until > ? AND {_SOUND}"
 _PURGE_EVERY = 1000  # batches
 
@@ -109,7 +107,8 @@ class SqliteStore:
         self, usage: bool = False, settled: Sequences | None = None
     ) -> dict[str, Standing]:
         """See Store."""
-        found, last = await self._call(lambda: self._read_all(usage, settled is not None))
+        wanted = tuple(settled or ())
+        found, last = await self._call(lambda: self._read_all(usage, wanted))
         if settled is not None:
             settled.update(last)
         return found
@@ -294,12 +293,13 @@ class SqliteStore:
         db.execute("DELETE FROM accounts WHERE expires_at <= ?", (now,))
         db.execute("DELETE FROM holds WHERE until <= ?", (now,))
 
-    def _read_all(self, usage: bool, settled: bool) -> tuple[dict[str, Standing], Sequences]:
+    def _read_all(
+        self, usage: bool, wanted: Sequence[tuple[str, str]]
+    ) -> tuple[dict[str, Standing], Sequences]:
         self._open()
         db = self._db
         assert db is not None
         now = int(clock.wall())
-        last: Sequences = {}
         held: dict[str, int] = {}
         db.execute("BEGIN")  # all of one moment
         try:
@@ -307,9 +307,7 @@ class SqliteStore:
                 held[account] = held.get(account, 0) + amount
             read = _READ_USAGE if usage else _READ_ALL
             rows = db.execute(read, (now, USAGE_KEYS, _AFTER_USAGE)).fetchall()
-            if settled:
-                found = db.execute(_READ_SETTLED, (USAGE_KEYS, _AFTER_USAGE, usage))
-                last = {(account, writer): sequence for account, writer, sequence in found}
+            last = {each: self._last(db, *each) for each in wanted}
         finally:
             db.execute("ROLLBACK")
         standings = {

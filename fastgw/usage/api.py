@@ -215,7 +215,7 @@ def strings(value: Any, names: frozenset[str]) -> list[str]:
     return found
 
 
-_JSON = frozenset({"input", "json"})
+_JSON = frozenset({"input", "json", "args", "response"})
 """Members of a prompt that hold what a tool was given or gave, whatever its names."""
 
 _DEEP = 12

@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 from fastgw.compiled import interpreted
 from fastgw.model import Usage
 from fastgw.usage.anthropic import ANTHROPIC
-from fastgw.usage.api import Api, member_pattern, number, numbers, strings, without_data
+from fastgw.usage.api import UNKNOWN, Api, member_pattern, number, numbers, strings, without_data
 from fastgw.usage.openai import OPENAI
 from fastgw.usage.payload import written
 
@@ -43,7 +43,8 @@ _OWN = (
     ("inputTextTokenCount", "outputTextTokenCount", "", ""),  # Titan
 )  # fmt: skip
 """Names of input, output, cache read and cache write."""
-_OTHERS = frozenset({"input_tokens", "output_tokens", "prompt_tokens", "completion_tokens"})
+_INPUTS = frozenset({"input_tokens", "prompt_tokens"})
+_OTHERS = _INPUTS | {"output_tokens", "completion_tokens"}
 """Names of Anthropic's and OpenAI's: a report may have the output alone."""
 _WRITTEN = frozenset({"text", "input", "name", "generation", "outputText", "completion"})
 
@@ -127,8 +128,13 @@ class Bedrock(Api):
 
     def normal_form(self, usage: dict[str, Any]) -> Usage | None:
         """See Api."""
-        if not _OTHERS.isdisjoint(usage):
-            return (ANTHROPIC if ANTHROPIC.reads(usage) else OPENAI).normal_form(usage)
+        # Where a model tells of its output alone, the input stands in the metrics.
+        told = _INPUTS if self.reads(usage) else _OTHERS
+        if not told.isdisjoint(usage):
+            found = (ANTHROPIC if ANTHROPIC.reads(usage) else OPENAI).normal_form(usage)
+            if found is not None and _INPUTS.isdisjoint(usage) and not found.input_tokens:
+                return found._replace(input_tokens=UNKNOWN)
+            return found
         for names in _OWN:
             given, made, read, created = numbers(usage, *names)
             if given is None and made is None:

@@ -247,7 +247,7 @@ def test_what_is_on_its_way_counts_once(
     truth = 7 * sum(1 for kind, _ in before if kind == "debit")
     rows = [worker.row() for worker in workers]
     work([step for step in meanwhile if step[0] != "debit"])
-    settled: dict[tuple[str, str], int] = {}
+    settled = {(row.key, row.writer): 0 for row in rows if row.owed or row.sent}
     found = asyncio.run(store.accounts(settled=settled))
     (key,) = {row.key for row in rows}
     stored = found[key].used if key in found else 0

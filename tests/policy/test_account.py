@@ -398,7 +398,22 @@ def test_a_stream_of_many_windows_remembers_the_first_and_some() -> None:
         ledger.charge(promises, Usage(5000 + second, 0), NOW + second)
     assert len(promises[0]._before or ()) == MOST_WINDOWS
     ledger.charge(promises, Usage(2000, 0), NOW + 1000, final=True)
-    assert first.pending == 2000
+    assert first.pending == 2000 - (999 - MOST_WINDOWS)  # those keep what they were charged
+
+
+def test_a_stream_of_many_windows_takes_from_the_first_what_it_does_not_remember() -> None:
+    """The windows that are remembered give back no more than each was charged."""
+    ledger = Ledger("w", 0.1)
+    account = ledger.account(Limit("second", "tokens", 10**6, EpochWindow("second")), (), NOW)
+    promises, counts = [Promise(account)], []
+    for second in range(10 * MOST_WINDOWS):
+        ledger.charge(promises, Usage(3000 + 10 * second, 0), NOW + second)
+        counts.append(account.count)
+    total = promises[0].charged
+    for taken in (15, 1500, 3000):
+        ledger.charge(promises, Usage(total - taken, 0), NOW + second, final=True)
+        assert sum(count.pending for count in counts) == total - taken
+        assert min(count.pending for count in counts[1:]) == 0
 
 
 def test_who_ends_asks_for_nothing_any_more() -> None:

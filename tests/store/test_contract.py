@@ -99,17 +99,18 @@ def test_reports_tell_what_of_each_writer_is_in_a_sum(new_store: OpenStore) -> N
     async def main() -> None:
         store = new_store()
         await store.open()
-        settled: dict[tuple[str, str], int] = {}
+        wanted = [("a", "w1"), ("a", "w2"), ("b", "w1"), ("b", "w2"), ("c", "w1")]
+        settled = dict.fromkeys(wanted, 0)
         try:
             await store.settle(batch(7, ("a", 19), ("b", 5)))
+            await store.settle(batch(2, ("a", 1), ("b", -1), writer="nobody asks"))
             await store.settle(batch(8, ("b", 1), ("a", 0)))
             await store.settle(batch(3, ("a", 2), ("usage/|tokens|day|0", 4), writer="w2"))
             found = await store.accounts(settled=settled)
         finally:
             await store.close()
-        assert {name: each.used for name, each in found.items()} == {"a": 21, "b": 6}
-        mine = {key: last for key, last in settled.items() if key[0] in "ab"}
-        assert mine == {("a", "w1"): 7, ("a", "w2"): 3, ("b", "w1"): 8}
+        assert {name: each.used for name, each in found.items()} == {"a": 22, "b": 5}
+        assert settled == dict(zip(wanted, (7, 3, 8, 0, 0), strict=True))
 
     asyncio.run(main())
 
@@ -463,6 +464,13 @@ def test_putting_back_is_done_once(new_store: OpenStore) -> None:
     answers, _ = settle(new_store, again, again, again)
     assert [each.used for each in answers] == [[1005]] * 3
     assert [each.lost for each in answers] == [[0], [], []]
+
+
+def test_an_account_that_is_over_is_not_lost(new_store: OpenStore) -> None:
+    """A stream of hours corrects what it was charged at its begin."""
+    past = int(clock.wall()) - 10
+    answers, _ = settle(new_store, Batch("w1", 8, (Debit("a", -5, past, 7, 1000),)))
+    assert answers[0][:4] == ([0], [], [], [])
 
 
 def test_a_writer_whose_name_is_used_by_another_is_told(new_store: OpenStore) -> None:

@@ -59,6 +59,8 @@ def test_a_prompt_of_any_depth() -> None:
     [
         {"type": "tool_use", "input": {"data": "a,b"}},
         {"toolResult": {"content": [{"json": {"rows": [{"data": "a,b"}]}}]}},
+        {"functionCall": {"name": "f", "args": {"data": "a,b"}}},
+        {"functionResponse": {"name": "f", "response": {"data": "a,b"}}},
         {"source": {"type": "text", "data": "a,b"}},
     ],
 )

@@ -119,6 +119,31 @@ def test_an_invoke_stream_whose_last_event_is_missing_is_charged_once() -> None:
     assert watch(BEDROCK, aws, *events[:2], complete=False).usage == Usage(10, 2, source="counted")
 
 
+@pytest.mark.parametrize("complete", [True, False])
+@pytest.mark.parametrize(
+    ("start", "last"),
+    [
+        (
+            {"type": "message_start", "message": {"model": "claude"}},
+            {"type": "message_delta", "usage": {"output_tokens": 4}},
+        ),
+        (
+            {"choices": [{"delta": {"content": "1234"}}]},
+            {"choices": [], "usage": {"completion_tokens": 4}},
+        ),
+    ],
+)
+def test_where_a_model_tells_of_its_output_alone_the_input_is_charged(
+    start: dict[str, Any], last: dict[str, Any], complete: bool
+) -> None:
+    """As the metrics have it; where there are none, counted."""
+    events = [*map(chunk, (start, last, metrics(10, 4)))]
+    found = watch(BEDROCK, aws, *events, complete=complete)
+    assert found.usage == Usage(10, 4, source="reported")
+    found = watch(BEDROCK, aws, *events[:2], complete=complete)
+    assert found.usage == Usage(7, 4, source="counted")
+
+
 @pytest.mark.parametrize(
     "body",
     [

@@ -185,7 +185,7 @@ def _tls(server: Entry, problems: Problems) -> None:
             context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
             context.load_cert_chain(server.good("tls_cert"), server.good("tls_key"), _no_password)
         except ssl.SSLError as error:
-            if error.reason == "KEY_VALUES_MISMATCH":
+            if error.reason in ("KEY_VALUES_MISMATCH", "NO_CERTIFICATE_ASSIGNED"):  # of its kind
                 what = "tls_key is another certificate's; give the key that it was made with"
             else:
                 what = "no certificate and key to be read; look whether the two files are whole"

@@ -274,7 +274,7 @@ class DownstreamConnection(asyncio.Protocol):
             return self.transport.get_write_buffer_size()
         try:
             info = sock.getsockopt(socket.IPPROTO_TCP, _TCP_INFO, _ACKED.stop)
-        except OSError:  # it is closed; `patience` is asked once more
+        except (OSError, ValueError):  # it is closed; `patience` is asked once more
             return 0
         return int.from_bytes(info[_ACKED], sys.byteorder)
 
@@ -558,6 +558,7 @@ class DownstreamConnection(asyncio.Protocol):
         if self._paused:
             self._paused = False
             transport.resume_reading()
+            linger = True
         if linger and transport.can_write_eof():
             self._state = "lingering"
             self.expires = 0.0

@@ -170,11 +170,11 @@ class UpstreamConnection(asyncio.Protocol):
     @property
     def patience(self) -> float:
         """Seconds that the present state may last; see flow_control."""
+        if self._paused:
+            return 0.0  # it is the client who takes long, perhaps with the answer before
         if self._state == "asking":
             return self._pool.settings.first_byte_timeout
-        if self._state == "answering" and not self._paused:
-            return self._pool.settings.idle_timeout
-        return 0.0
+        return self._pool.settings.idle_timeout if self._state == "answering" else 0.0
 
     def expired(self) -> None:
         """The provider was silent too long."""
@@ -230,6 +230,7 @@ class UpstreamConnection(asyncio.Protocol):
         """The client does not take the answer: stop reading it."""
         if not self._paused and self._state != "closed":
             self._paused = True
+            self.expires = 0.0
             self.transport.pause_reading()
 
     def resume(self) -> None:

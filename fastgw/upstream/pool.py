@@ -35,6 +35,7 @@ log = logging.getLogger(__name__)
 
 MAX_WAITING = 10_000
 
+_NUMERIC: Final = socket.NI_NUMERICHOST | socket.NI_NUMERICSERV
 _monotonic: Final = clock.monotonic
 
 
@@ -225,7 +226,9 @@ class Pool:
         found: list[str] | str
         try:
             entries = socket.getaddrinfo(self._host, self._port, type=socket.SOCK_STREAM)
-            found = list(dict.fromkeys(str(entry[4][0]) for entry in entries))
+            # of an address that is local to a link the entry has the link apart
+            names = [socket.getnameinfo(entry[4], _NUMERIC)[0] for entry in entries]
+            found = list(dict.fromkeys(names))
         except Exception as error:  # a name that cannot be encoded raises UnicodeError
             found = str(error)
         with contextlib.suppress(RuntimeError):  # the loop has ended

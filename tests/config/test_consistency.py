@@ -32,10 +32,14 @@ PROVIDER = '[[upstreams]]\nname = "p"\nbase_url = "http://127.0.0.1:1"\napi_key 
 
 
 def certificates(folder: Path) -> None:
-    """x.pem and other.pem, each a certificate and its key; one that is broken, one encrypted."""
+    """x.pem and other.pem, each a certificate and its key; a key of another kind; a certificate
+    that is broken, a key that is encrypted."""
     for name in ("x", "other"):
         sound = trustme.CA().issue_cert("a.example").private_key_and_cert_chain_pem.bytes()
         (folder / f"{name}.pem").write_bytes(sound)
+    kind = trustme.KeyType.RSA
+    rsa = trustme.CA(key_type=kind).issue_cert("a.example", key_type=kind).private_key_pem
+    (folder / "rsa.pem").write_bytes(rsa.bytes())
     (folder / "broken.pem").write_text("-----BEGIN CERTIFICATE-----\nnonsense\n")
     encrypted = load_pem_private_key(sound, None).private_bytes(
         Encoding.PEM, PrivateFormat.PKCS8, BestAvailableEncryption(b"secret")
@@ -78,6 +82,10 @@ def problems(folder: Path, text: str) -> list[str]:
         ),
         (
             '[server]\ntls_cert = "x.pem"\ntls_key = "other.pem"\n',
+            "c.toml:2: [server] tls_cert: tls_key is another certificate's",
+        ),
+        (
+            '[server]\ntls_cert = "x.pem"\ntls_key = "rsa.pem"\n',
             "c.toml:2: [server] tls_cert: tls_key is another certificate's",
         ),
         (

@@ -55,3 +55,23 @@ def test_drain_cuts_what_does_not_end() -> None:
                 await reader.read()
 
     asyncio.run(run())
+
+
+def test_who_pipelines_and_reads_slowly_gets_its_answer_whole_though_we_stop() -> None:
+    """What it has sent meanwhile is not read: closing over that would be a reset."""
+
+    async def run() -> None:
+        async with served() as (reader, writer, desk):
+            writer.write(GET)
+            asked = await begun(desk)
+            connection = asked.connection
+            connection.write(bytes(2**24))
+            desk.answer()
+            for piece in (GET, GET * 9):  # the first of them has the connection pause
+                writer.write(piece)
+                await asyncio.sleep(0.05)
+            assert len(desk.asked) == 1
+            connection.drain()
+            assert len(await reader.read()) == 2**24
+
+    asyncio.run(run())

@@ -172,9 +172,11 @@ def test_silence_is_told_by_when_it_fell() -> None:
             if pieces:
                 await record.begun.wait()
                 assert connection.patience == settings.idle_timeout
-                connection.pause()  # the client is slow, not the provider
-                assert connection.patience == 0.0
-                connection.resume()
+            connection.expires = 1.0
+            connection.pause()  # the client is slow, not the provider
+            assert connection.expires == connection.patience == 0.0
+            connection.resume()
+            assert connection.patience
             connection.expired()
             assert not connection.open
             return record.end

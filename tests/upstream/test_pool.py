@@ -372,6 +372,18 @@ def test_each_address_of_a_name_is_tried(monkeypatch: pytest.MonkeyPatch) -> Non
     asyncio.run(run())
 
 
+def test_an_address_that_is_local_to_a_link_keeps_its_link(monkeypatch: pytest.MonkeyPatch) -> None:
+    link = socket.if_nametoindex("lo")
+    entry = (socket.AF_INET6, socket.SOCK_STREAM, 6, "", ("fe80::1", 80, 0, link))
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: [entry])
+
+    async def run() -> None:
+        pool = Pool(Upstream(name="p", base_url="http://near"), Sweeper(), 65536)
+        assert await pool._addresses() == ["fe80::1%lo"]
+
+    asyncio.run(run())
+
+
 @pytest.mark.parametrize("name", ["unknown", "\udc80"])
 def test_a_name_without_an_address_says_so_each_time(
     name: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture

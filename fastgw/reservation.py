@@ -71,7 +71,7 @@ class Reservation:
         if not self._began:
             self._began = now
         if not self._since or any(
-            now >= account.end or self._since < account.start for account in accounts
+            now >= account.end or self._since < account.start <= now for account in accounts
         ):
             self._since = now
             self._asked = 0

@@ -404,3 +404,28 @@ def test_who_waits_for_long_takes_no_account_back_to_the_window_in_which_it_bega
         desk.end(holder, 5)
 
     run(main)
+
+
+def test_a_clock_that_was_set_back_a_little_keeps_nobody_asking() -> None:
+    async def main(desk: Desk) -> None:
+        account = desk.account(cap(100, window=EpochWindow("minute"), wait=0))
+        later = account.end + 1.0
+        desk.bench.ledger.stale((account,), later)
+        await desk.ask(asks(80), account)
+        assert account.start > later - 10
+        asking, called = asks(80), asyncio.Event()
+
+        class Waiter:
+            admit = staticmethod(called.set)
+            fail = staticmethod(called.set)
+
+        async def ask() -> None:
+            for _ in range(20):
+                assert not asking.decide(desk.bench.engine, Waiter(), (account,), later - 10)
+                await called.wait()
+                called.clear()
+
+        with pytest.raises(BudgetExceeded):
+            await ask()
+
+    run(main)

@@ -10,11 +10,15 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import orjson
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 ROOT = Path(__file__).resolve().parents[1]
 ALICE = "sk-alice-abc123def456"
@@ -246,6 +250,18 @@ class Gateway(Process):
         time.sleep(0.25)  # two of its write intervals
         path = self.folder / f"access-{self.port}.log"
         return [orjson.loads(line) for line in path.read_bytes().splitlines()]
+
+
+def used_while(gateway: Gateway, ask: Callable[[], object]) -> set[int]:
+    """All that /api/budgets shows as used while `ask` runs."""
+    thread = threading.Thread(target=ask)
+    thread.start()
+    seen: set[int] = set()
+    while thread.is_alive():
+        seen |= {row["used"] for row in gateway.api("/api/budgets")}
+        time.sleep(0.05)
+    thread.join()
+    return seen
 
 
 def settled(gateway: Gateway) -> None:

@@ -3,8 +3,6 @@ extra `tokenizers` is installed, else by bytes."""
 
 from __future__ import annotations
 
-import threading
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +13,7 @@ from fastgw.demo.answers import words
 from fastgw.usage.estimate import ByteCounter
 from fastgw.usage.tokens import TokenCounter
 from fastgw.usage.vocabulary import family_of, load
-from tests.processes import ALICE, BOB, PER_USER, chat
+from tests.processes import ALICE, BOB, PER_USER, chat, used_while
 from tests.redis_server import until
 
 if TYPE_CHECKING:
@@ -130,13 +128,7 @@ def test_a_stream_as_it_runs_is_charged_without_a_vocabulary(start: StartGateway
         stub = "events=40;pace=0.05"
         done.append(chat(gateway, ALICE, stub=stub, stream=True, messages=[message])[0])
 
-    thread = threading.Thread(target=ask)
-    thread.start()
-    seen: set[int] = set()
-    while thread.is_alive():
-        seen |= {row["used"] for row in gateway.api("/api/budgets")}
-        time.sleep(0.05)
-    thread.join()
+    seen = used_while(gateway, ask)
     assert done == [200]
     assert any(520 < used < 600 for used in seen), seen  # an image counts for 520
     assert max(seen) < 600

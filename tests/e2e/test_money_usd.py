@@ -12,7 +12,7 @@ import orjson
 import pytest
 
 from tests.e2e.test_money import json_answer, raw_provider
-from tests.processes import ALICE, BOB, ROOT, Provider, chat, request, settled
+from tests.processes import ALICE, BOB, ROOT, Provider, chat, request, settled, used_while
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -265,13 +265,7 @@ def test_a_stream_is_charged_in_dollars_while_it_passes(start: StartGateway) -> 
     def ask() -> None:
         done.append(chat(gateway, ALICE, stub="events=40;pace=0.1", stream=True)[0])
 
-    thread = threading.Thread(target=ask)
-    thread.start()
-    seen: set[int] = set()
-    while thread.is_alive():
-        seen |= {row["used"] for row in gateway.api("/api/budgets")}
-        time.sleep(0.05)
-    thread.join()
+    seen = used_while(gateway, ask)
     assert done == [200]
     whole = 10 * 500 + 40 * 1500
     assert any(0 < used < whole for used in seen)
